@@ -1,0 +1,27 @@
+"""gptcalc: exactly what a GPT-style model costs, each number itemised, explained and witnessed by PyTorch.
+
+>>> import gptcalc
+>>> ledger = gptcalc.count("gpt3-175b", n_vocab=50304)
+>>> ledger.totals.stored
+174604836864
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptcalc.api import check as check
+    from gptcalc.api import count as count
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "check", "count"]
+
+
+def __getattr__(name: str) -> object:
+    """Open a public name on first use, so that importing gptcalc costs nothing."""
+    if name in __all__:
+        from gptcalc import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'gptcalc' has no attribute {name!r}")

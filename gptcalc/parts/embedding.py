@@ -1,0 +1,42 @@
+"""Token tables, at the input and at the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from gptcalc.formula import Dim
+from gptcalc.inventory import Slice, Weight, Weighted
+from gptcalc.spec import Probability, Spec
+
+
+def _table(spec: Spec, component: str) -> tuple[Slice, ...]:
+    """One row of width D for each of V tokens."""
+    return (Slice(component, ((Dim("V", spec.n_vocab),), (Dim("D", spec.d_model),))),)
+
+
+class TokenEmbedding(Weighted):
+    """A row of width D for each token; `scaled` multiplies by √D (Vaswani et al. 2017, §3.4)."""
+
+    kind: Literal["token_embedding"] = "token_embedding"
+    dropout: Probability = 0.0
+    scaled: bool = False
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """The token table (V, D)."""
+        yield Weight("weight", "lookup", _table(spec, "embedding"))
+
+
+class Unembedding(Weighted):
+    """D to V: scores for each token. Tied (Press & Wolf 2017): it uses the token table and stores nothing."""
+
+    kind: Literal["unembedding"] = "unembedding"
+    tied: bool
+    bias: bool = False
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """The matrix (V, D), the token table itself where it is tied, and a bias (V) where there is one."""
+        tied_to = f"{spec.trunk}.{spec.embedding.name}.weight" if self.tied else None
+        yield Weight("weight", "matmul", _table(spec, "unembedding"), tied_to=tied_to)
+        if self.bias:
+            yield Weight("bias", "bias", (Slice("lm_head_bias", ((Dim("V", spec.n_vocab),),)),))

@@ -1,0 +1,73 @@
+"""What each token computes on its own: a dense, a gated, or a mixture of gated networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from gptcalc.formula import Dim
+from gptcalc.inventory import Slice, Weight, Weighted, linear
+from gptcalc.spec import Activation, Probability, Size, Spec
+
+
+class DenseMLP(Weighted):
+    """D up to F, an activation, F down to D (Vaswani et al. 2017, §3.3)."""
+
+    kind: Literal["dense"] = "dense"
+    d_ff: Size
+    activation: Activation
+    bias: bool
+    up_name: str = "up_proj"
+    down_name: str = "down_proj"
+    transposed: bool = False
+    dropout: Probability = 0.0
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """Up (F, D) and down (D, F), and their biases."""
+        width, inner = (Dim("D", spec.d_model),), (Dim("F", self.d_ff),)
+        yield from linear(self.up_name, [("mlp_up", inner)], width, bias=self.bias, transposed=self.transposed)
+        yield from linear(self.down_name, [("mlp_down", width)], inner, bias=self.bias, transposed=self.transposed)
+
+
+class GatedMLP(Weighted):
+    """activation(gate) · up, then down (Shazeer 2020)."""
+
+    kind: Literal["gated"] = "gated"
+    d_ff: Size
+    activation: Activation
+    bias: bool
+    gate_name: str = "gate_proj"
+    up_name: str = "up_proj"
+    down_name: str = "down_proj"
+    dropout: Probability = 0.0
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """Gate and up (F, D), down (D, F), and their biases."""
+        width, inner = (Dim("D", spec.d_model),), (Dim("F", self.d_ff),)
+        yield from linear(self.gate_name, [("mlp_gate", inner)], width, bias=self.bias)
+        yield from linear(self.up_name, [("mlp_up", inner)], width, bias=self.bias)
+        yield from linear(self.down_name, [("mlp_down", width)], inner, bias=self.bias)
+
+
+class MixtureMLP(Weighted):
+    """E gated experts of which a router picks `n_active` for each token (Jiang et al. 2024, §2.1)."""
+
+    kind: Literal["mixture"] = "mixture"
+    d_ff: Size
+    activation: Activation
+    n_experts: Size
+    n_active: Size
+    router_name: str = "gate"
+    experts_name: str = "experts"
+    dropout: Probability = 0.0
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """Router (E, D), fused gate and up (E, 2·F, D), down (E, D, F)."""
+        width, inner = (Dim("D", spec.d_model),), (Dim("F", self.d_ff),)
+        experts = (Dim("E", self.n_experts),)
+        active = (self.n_active, self.n_experts)
+        yield from linear(self.router_name, [("router", experts)], width, bias=False)
+        gate_up = tuple(Slice(key, (experts, inner, width)) for key in ("experts_gate", "experts_up"))
+        yield Weight(f"{self.experts_name}.gate_up_proj", "matmul", gate_up, axis=1, active=active)
+        down = (Slice("experts_down", (experts, width, inner)),)
+        yield Weight(f"{self.experts_name}.down_proj", "matmul", down, active=active)

@@ -1,0 +1,36 @@
+"""Normalisations of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from gptcalc.formula import Dim
+from gptcalc.inventory import Slice, Weight, Weighted
+from gptcalc.spec import Spec
+
+
+class RMSNorm(Weighted):
+    """x / rms(x) · weight (Zhang & Sennrich 2019): no mean, no bias."""
+
+    kind: Literal["rms_norm"] = "rms_norm"
+    eps: float = 1e-6
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """The gain (D)."""
+        yield Weight("weight", "norm", (Slice("norm_weight", ((Dim("D", spec.d_model),),)),))
+
+
+class LayerNorm(Weighted):
+    """(x − mean) / √(variance + ε) · weight + bias (Ba et al. 2016)."""
+
+    kind: Literal["layer_norm"] = "layer_norm"
+    eps: float = 1e-5
+    bias: bool = True
+
+    def weights(self, spec: Spec) -> Iterator[Weight]:
+        """The gain (D), and the shift (D) where there is one."""
+        width = ((Dim("D", spec.d_model),),)
+        yield Weight("weight", "norm", (Slice("norm_weight", width),))
+        if self.bias:
+            yield Weight("bias", "norm", (Slice("norm_bias", width),))

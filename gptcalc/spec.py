@@ -1,0 +1,102 @@
+"""What a model is: a stack of parts, each a frozen record of its own hyperparameters.
+
+A part registers by its `kind`. The model's shared dims (`d_model`, `n_vocab`, `n_ctx`) stand once, in `Spec`.
+Letters used everywhere: `V` vocabulary, `C` context, `D` d_model, `F` d_ff, `N` query heads, `K` key/value heads,
+`H` head size, `L` layers, `E` experts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+from gptcalc.errors import InvalidValueError, UnknownNameError, shown
+
+#: The largest dim: two of them still make a tensor of fewer than 2^63 elements, which is torch's limit.
+MOST = 2**31 - 1
+#: The deepest stack: a thousand times the deepest decoder ever published.
+MOST_LAYERS = 1_000_000
+
+Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+PositionKind = Literal["learned", "sinusoidal", "rotary", "none"]
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
+
+
+class Record(BaseModel):
+    """A frozen value that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class Part(Record):
+    """One part of a decoder; `name` is its attribute in the module that holds it, as published checkpoints have it."""
+
+    kinds: ClassVar[dict[str, type[Part]]] = {}
+
+    kind: str
+    name: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the part under the default of its `kind`."""
+        super().__pydantic_init_subclass__(**kwargs)
+        kind = cls.model_fields["kind"].default
+        if isinstance(kind, str):
+            if kind in Part.kinds:
+                raise TypeError(f"two parts of kind {kind!r}: {Part.kinds[kind].__name__} and {cls.__name__}")
+            Part.kinds[kind] = cls
+
+
+def _by_kind(value: object) -> object:
+    """A part from its plain form: the class is found by `kind`."""
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in Part.kinds:
+        raise UnknownNameError.near("kind of part", str(kind), Part.kinds)
+    return Part.kinds[kind].model_validate(value)
+
+
+AnyPart = Annotated[SerializeAsAny[Part], BeforeValidator(_by_kind)]
+
+
+class LayerGroup(Record):
+    """`n_layers` equal blocks in a row."""
+
+    n_layers: Layers
+    block: AnyPart
+
+
+class Spec(Record):
+    """A whole decoder. `trunk` and `layers_name` are where published checkpoints keep the stack."""
+
+    family: str
+    d_model: Size
+    n_vocab: Size
+    n_ctx: Size
+    trunk: str
+    layers_name: str
+    embedding: AnyPart
+    positions: AnyPart | None
+    layers: tuple[LayerGroup, ...]
+    final_norm: AnyPart | None
+    unembedding: AnyPart
+
+    @property
+    def n_layers(self) -> int:
+        """`L`: the blocks of all groups together."""
+        return sum(group.n_layers for group in self.layers)
+
+
+def whole(dividend: int, divisor: int, what: str, unit: str) -> int:
+    """`dividend / divisor`, or an error that names the nearest dividends that divide."""
+    quotient, rest = divmod(dividend, divisor)
+    if not rest:
+        return quotient
+    near = [str(n * divisor) for n in (quotient, quotient + 1) if n]
+    raise InvalidValueError(
+        f"{what}: read {shown(dividend)}; allowed: a multiple of {unit} {divisor}; nearest: {', '.join(near)}"
+    )

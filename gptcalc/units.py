@@ -1,0 +1,64 @@
+"""Exact amounts and the only place that turns them into text.
+
+Amounts are `int` in base units everywhere in gptcalc: parameters, bytes, bits.
+Division happens here, on integers, so that a number is exact at any size.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+#: Bits of one element, by the short name of its dtype. Bits, so that 4-bit types need no special case.
+DTYPE_BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """The quotient rounded up: how many whole blocks hold `numerator`."""
+    return -(-numerator // denominator)
+
+
+def bytes_of(elements: int, dtype: str) -> int:
+    """Bytes that `elements` of `dtype` take, packed."""
+    return ceil_div(elements * DTYPE_BITS[dtype], 8)
+
+
+def format_count(amount: int) -> str:
+    """Every digit, in groups of three: `174,604,259,328`."""
+    return f"{amount:,}"
+
+
+def format_signed(amount: int) -> str:
+    """A difference with its sign, `+` or the typographic minus: `−617,558,016`."""
+    return f"{'−' if amount < 0 else '+'}{abs(amount):,}"
+
+
+def format_fixed(value: Fraction, digits: int) -> str:
+    """`value` in decimals, rounded half up, without passing through a float."""
+    scale = 10**digits
+    units = (abs(value.numerator) * scale * 2 + value.denominator) // (2 * value.denominator)
+    sign = "−" if value < 0 and units else ""
+    whole, rest = divmod(units, scale)
+    return f"{sign}{whole:,}.{rest:0{digits}d}" if digits else f"{sign}{whole:,}"
+
+
+def format_percent(part: int, whole: int, digits: int = 2) -> str:
+    """`part` of `whole` in percent; an empty whole has no shares."""
+    return f"{format_fixed(Fraction(100 * part, whole), digits)}%" if whole else "–"
+
+
+def format_bytes(amount: int) -> str:
+    """Memory in binary units, the label matching the divisor: `650.46 GiB`."""
+    for unit, size in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if amount >= size:
+            return f"{format_fixed(Fraction(amount, size), 2)} {unit}"
+    return f"{amount:,} B"
+
+
+def short_count(amount: int) -> str:
+    """A rounded headline beside an exact number: `174.60B`, `124.44M`."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if amount >= size:
+            return f"{format_fixed(Fraction(amount, size), 2)}{unit}"
+    return f"{amount:,}"
