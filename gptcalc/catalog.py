@@ -1,0 +1,263 @@
+"""Find a model: by preset name, alias or path; apply overrides; say what followed from them.
+
+Presets are TOML files, one a family of models. A name is looked up by scanning their bytes, so that only the file that
+mentions it is parsed, however many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, shown
+from gptcalc.families import find_family, model_types
+from gptcalc.families.family import IRRELEVANT, REFUSED, Family
+from gptcalc.spec import Record, Spec
+
+#: The model that overrides alone speak of.
+DEFAULT_MODEL = "gpt2-small"
+#: A config is a few kilobytes; anything much larger is some other file.
+MOST_CONFIG_BYTES = 10 * 2**20
+
+
+class Reading(Record):
+    """Another way to count, under which a claim may come out: an expression, other hyperparameters, or both."""
+
+    label: str
+    expr: str | None = None
+    model: str | None = None
+    set: dict[str, Any] = {}
+    error: bool = False
+
+
+class Claim(Record):
+    """A number that somebody published about a model.
+
+    `text` is the number as printed (`117M`, `175,181,291,520`), or `value` a formula of it; `of` is the expression that it
+    claims to be, evaluated over the model's dims, totals and components. `readings` are other ways to count it.
+    """
+
+    text: str
+    of: str
+    source: str
+    what: str = ""
+    value: str | None = None
+    readings: tuple[Reading, ...] = ()
+    note: str = ""
+
+
+class Preset(Record):
+    """A published model: hyperparameters under Hugging Face's names, where they come from, what was claimed of it."""
+
+    name: str
+    family: str
+    title: str
+    source: str
+    aliases: tuple[str, ...] = ()
+    estimated: str = ""
+    see: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    hyperparameters: dict[str, Any]
+    claims: tuple[Claim, ...] = ()
+
+
+class Change(NamedTuple):
+    """A field that is not what the base model has."""
+
+    was: object
+    now: object
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model ready to be counted, with everything that its header says.
+
+    `huggingface` are its fields as transformers would read them; `changed` (asked for), `followed` (from what was
+    asked) and `defaults` (of the family, where a file is silent) map gptcalc's field names to values.
+    """
+
+    name: str
+    title: str
+    family: Family
+    spec: Spec
+    huggingface: Mapping[str, object]
+    preset: Preset | None = None
+    changed: Mapping[str, Change] = field(default_factory=dict)
+    followed: Mapping[str, Change] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _folder() -> Path:
+    import gptcalc.presets as data
+
+    return Path(data.__file__ or "").parent / "models"
+
+
+@cache
+def _raw() -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in sorted(_folder().glob("*.toml"))}
+
+
+@cache
+def _tables(stem: str) -> dict[str, dict[str, Any]]:
+    return tomllib.loads(_raw()[stem].decode())
+
+
+@cache
+def _preset(stem: str, name: str) -> Preset:
+    return Preset(name=name, family=stem, **_tables(stem)[name])
+
+
+def presets() -> Iterator[Preset]:
+    """Every preset, family by family."""
+    return (_preset(stem, name) for stem in _raw() for name in _tables(stem))
+
+
+def preset_names() -> list[str]:
+    """Every name and alias that a preset answers to."""
+    return [name for preset in presets() for name in (preset.name, *preset.aliases)]
+
+
+@cache
+def find_preset(name: str) -> Preset | None:
+    """The preset of that name or alias, in any case of letters."""
+    key = name.lower()
+    for stem in (stem for stem, raw in _raw().items() if key.encode() in raw.lower()):
+        for own, table in _tables(stem).items():
+            if key in (own, *map(str.lower, table.get("aliases", ()))):
+                return _preset(stem, own)
+    return None
+
+
+def need_preset(name: str) -> Preset:
+    """The preset of that name, or an error with the nearest names."""
+    preset = find_preset(name)
+    if preset is None:
+        raise UnknownNameError.near("preset", name, preset_names(), "'gptcalc presets' lists all")
+    return preset
+
+
+def resolve(model: str | os.PathLike[str] | Mapping[str, object] | None, overrides: Mapping[str, object]) -> Resolved:
+    """The model behind a name, a path or a config mapping, with `overrides` (either kind of field name) applied."""
+    base = _base(DEFAULT_MODEL if model is None else model)
+    return _overridden(base, overrides) if overrides else base
+
+
+def _base(model: str | os.PathLike[str] | Mapping[str, object]) -> Resolved:
+    if isinstance(model, str) and find_preset(model):
+        return _from_preset(model)
+    if isinstance(model, Mapping):
+        return _from_config(model, "config")
+    path = Path(model)
+    if not path.exists() and isinstance(model, str) and path.suffix not in (".json", ".toml"):
+        return _from_preset(model)
+    path = path / "config.json" if path.is_dir() else path
+    return _from_config(_read_file(path), str(path), strict=path.suffix == ".toml")
+
+
+@cache
+def _from_preset(name: str) -> Resolved:
+    preset = need_preset(name)
+    base = _from_config(preset.hyperparameters, preset.name, strict=True)
+    return replace(base, title=preset.title, preset=preset, defaults={}, notes=preset.notes)
+
+
+def _from_config(config: Mapping[str, object], name: str, *, strict: bool = False) -> Resolved:
+    """A model from fields as Hugging Face or gptcalc name them; `strict` refuses every field that no family reads."""
+    family = _family_of(config, name)
+    for key in REFUSED:
+        if config.get(key):
+            raise InvalidValueError(
+                f"{name}: {key}: read {shown(config[key])}; allowed: false (no part models its weights)"
+            )
+    names = family.names()
+    readable = {field for fields in family.huggingface.values() for field in fields}
+    given = {key: value for key, value in config.items() if value is not None and key != "model_type"}
+    unread = [] if strict else [key for key in given if key not in names]
+    own = family.translate({key: value for key, value in given.items() if key not in unread}, name)
+    loaded = family.load(own, name)
+    return Resolved(
+        name=name,
+        title=Path(name).name,
+        family=loaded,
+        spec=loaded.spec(),
+        huggingface={key: value for key, value in config.items() if key not in family.model_fields},
+        defaults={key: value for key, value in family.defaults.items() if key not in own and key in readable},
+        notes=tuple(
+            _unread_note(key, names) for key in unread if key not in (*IRRELEVANT, *REFUSED) and not key.startswith("_")
+        ),
+    )
+
+
+def _family_of(config: Mapping[str, object], name: str) -> type[Family]:
+    if "model_type" not in config:
+        raise InvalidValueError(f"{name}: model_type is missing; allowed: {', '.join(model_types())}")
+    return find_family(config["model_type"], name)
+
+
+def _unread_note(key: str, names: Mapping[str, object]) -> str:
+    near = nearest(key, names, most=1)
+    return f"{key} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
+
+
+def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
+    """The model with fields changed, and with what follows from them."""
+    asked = base.family.translate(overrides, base.name)
+    family, followed = base.family.override(asked, base.name)
+    was, now = base.family.resolved(), family.resolved()
+    return replace(
+        base,
+        family=family,
+        spec=family.spec(),
+        huggingface=_with_fields(base.huggingface, family, asked | followed),
+        changed={key: Change(was[key], now[key]) for key in asked},
+        followed={key: Change(was[key], now[key]) for key in now if key not in asked and was[key] != now[key]},
+    )
+
+
+def _with_fields(config: Mapping[str, object], family: Family, own: Mapping[str, object]) -> dict[str, object]:
+    """`config` with own fields written under the Hugging Face name that it uses, or the first that there is."""
+    updated = dict(config)
+    for name, value in own.items():
+        keys = [key for key, fields in family.huggingface.items() if name in fields]
+        if keys:
+            updated[next((key for key in keys if key in config), keys[0])] = value
+    return updated
+
+
+def _read_file(path: Path) -> Mapping[str, object]:
+    """The object in a JSON or TOML file, or one clear error."""
+    try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise UnreadableFileError(f"{path}: {path.stat().st_size:,} bytes; allowed: a config of at most 10 MiB")
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UnreadableFileError(f"{path}: no such file{_near_file(path)}") from None
+    except UnicodeDecodeError:
+        raise UnreadableFileError(f"{path}: not text; allowed: a config in JSON or TOML, encoded as UTF-8") from None
+    except OSError as error:
+        raise UnreadableFileError(f"{path}: cannot be read ({error.strerror})") from None
+    if not text.strip():
+        raise UnreadableFileError(f"{path}: the file is empty; allowed: a config in JSON or TOML")
+    try:
+        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        form = "TOML" if path.suffix == ".toml" else "JSON"
+        raise UnreadableFileError(f"{path}: not {form}: {str(error).splitlines()[0]}") from None
+    if not isinstance(value, dict):
+        raise UnreadableFileError(f"{path}: read a {type(value).__name__}; allowed: an object of hyperparameters")
+    return value
+
+
+def _near_file(path: Path) -> str:
+    folder = path.parent
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    near = nearest(path.name, names, most=2)
+    return f"; nearest: {', '.join(str(folder / name) for name in near)}" if near else ""

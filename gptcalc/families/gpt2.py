@@ -1,0 +1,102 @@
+"""GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020: "the same model and architecture as GPT-2")."""
+
+from __future__ import annotations
+
+from gptcalc.families.family import Family
+from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.parts.block import Block
+from gptcalc.parts.embedding import TokenEmbedding, Unembedding
+from gptcalc.parts.mlp import DenseMLP
+from gptcalc.parts.norm import LayerNorm
+from gptcalc.spec import LayerGroup, Spec
+
+
+class GPT2(Family):
+    """transformers' `GPT2LMHeadModel`, with what nanoGPT and LLMs-from-scratch vary: biases, ties, positions."""
+
+    model_type = "gpt2"
+    huggingface = {
+        "vocab_size": ("n_vocab",),
+        "n_positions": ("n_ctx",),
+        "max_position_embeddings": ("n_ctx",),
+        "n_embd": ("d_model",),
+        "hidden_size": ("d_model",),
+        "n_layer": ("n_layers",),
+        "num_hidden_layers": ("n_layers",),
+        "n_head": ("n_heads",),
+        "num_attention_heads": ("n_heads",),
+        "n_inner": ("d_ff",),
+        "activation_function": ("activation",),
+        "layer_norm_epsilon": ("norm_eps",),
+        "tie_word_embeddings": ("tied",),
+        "embd_pdrop": ("embedding_dropout",),
+        "attn_pdrop": ("attention_dropout",),
+        "resid_pdrop": ("residual_dropout",),
+    }
+    defaults = {
+        "n_vocab": 50257,
+        "n_ctx": 1024,
+        "d_model": 768,
+        "n_layers": 12,
+        "n_heads": 12,
+        "activation": "gelu_new",
+        "tied": True,
+        "positions": "learned",
+        "bias": True,
+        "norm_eps": 1e-5,
+        "embedding_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "residual_dropout": 0.1,
+    }
+
+    def spec(self) -> Spec:
+        """Norm, fused attention, add; norm, MLP, add; a final norm; weights kept as (in, out)."""
+        return Spec(
+            family=self.model_type,
+            d_model=self.d_model,
+            n_vocab=self.n_vocab,
+            n_ctx=self.n_ctx,
+            trunk="transformer",
+            layers_name="h",
+            embedding=TokenEmbedding(name="wte", dropout=self.embedding_dropout),
+            positions=self.position_part("wpe"),
+            layers=(LayerGroup(n_layers=self.n_layers, block=self.block()),),
+            final_norm=self.norm("ln_f"),
+            unembedding=Unembedding(name="lm_head", tied=self.tied, bias=self.unembedding_bias),
+        )
+
+    def norm(self, name: str) -> LayerNorm:
+        """A LayerNorm of the family."""
+        return LayerNorm(name=name, eps=self.norm_eps, bias=self.has_bias("norm_bias"))
+
+    def block(self) -> Block:
+        """One layer, its tensors named as OpenAI's checkpoint has them."""
+        n_heads, n_kv_heads, d_head = self.heads
+        return Block(
+            attention_norm=self.norm("ln_1"),
+            attention=MultiHeadAttention(
+                name="attn",
+                n_heads=n_heads,
+                n_kv_heads=n_kv_heads,
+                d_head=d_head,
+                qkv_bias=self.has_bias("qkv_bias"),
+                out_bias=self.has_bias("out_bias"),
+                qkv_names=("c_attn",),
+                out_name="c_proj",
+                transposed=True,
+                rotary=self.rotary(),
+                dropout=self.attention_dropout,
+                residual_dropout=self.residual_dropout,
+            ),
+            mlp_norm=self.norm("ln_2"),
+            mlp=DenseMLP(
+                name="mlp",
+                d_ff=self.width_ff,
+                activation=self.activation,
+                bias=self.has_bias("mlp_bias"),
+                up_name="c_fc",
+                down_name="c_proj",
+                transposed=True,
+                dropout=self.residual_dropout,
+            ),
+        )
