@@ -1,0 +1,1 @@
+"""Answers: pure functions from a spec to a ledger of lines. No line computes for display, none prints."""

@@ -1,0 +1,81 @@
+"""The words of the parameter ledger: what each component is, why it has its size, and who says so."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Component(NamedTuple):
+    """A kind of weight: `group` is the row of the printed table that shows it."""
+
+    label: str
+    group: str
+    why: str
+    source: str
+
+
+_GPT2 = "Radford et al. 2019, §2.3"
+_VASWANI = "Vaswani et al. 2017"
+_HEADS = f"{_VASWANI}, §3.2.2; Ainslie et al. 2023 for K < N"
+_BIAS = "nn.Linear and Conv1D add one number to each output"
+
+#: The rows of the printed table, in order.
+GROUPS = (
+    "token embedding",
+    "positions",
+    "query",
+    "key",
+    "value",
+    "output projection",
+    "router",
+    "up-projection",
+    "gate",
+    "down-projection",
+    "biases",
+    "norms",
+    "unembedding",
+)
+
+#: Every component key (as in JSON), with its group.
+COMPONENTS = {
+    "embedding": Component(
+        "token embedding", "token embedding", "one row of width D for each of the V tokens", f"{_VASWANI}, §3.4"
+    ),
+    "positions": Component(
+        "positions", "positions", "one learned row of width D for each of the C positions", "Radford et al. 2018, §4.1"
+    ),
+    "attn_q": Component("query", "query", "each layer reads D into N query heads of size H", _HEADS),
+    "attn_k": Component("key", "key", "each layer reads D into K key heads of size H", _HEADS),
+    "attn_v": Component("value", "value", "each layer reads D into K value heads of size H", _HEADS),
+    "attn_o": Component(
+        "output projection", "output projection", "each layer writes N heads of size H back into D", _HEADS
+    ),
+    "router": Component(
+        "router", "router", "each layer scores its E experts for each token", "Jiang et al. 2024, §2.1"
+    ),
+    "mlp_up": Component("up-projection", "up-projection", "each layer widens D to F", f"{_VASWANI}, §3.3"),
+    "experts_up": Component(
+        "up-projection of experts", "up-projection", "each of E experts widens D to F", "Jiang et al. 2024, §2.1"
+    ),
+    "mlp_gate": Component("gate", "gate", "a second widening from D to F gates the first", "Shazeer 2020, §2"),
+    "experts_gate": Component(
+        "gate of experts", "gate", "each of E experts has its own gate from D to F", "Jiang et al. 2024, §2.1"
+    ),
+    "mlp_down": Component("down-projection", "down-projection", "each layer narrows F to D", f"{_VASWANI}, §3.3"),
+    "experts_down": Component(
+        "down-projection of experts", "down-projection", "each of E experts narrows F to D", "Jiang et al. 2024, §2.1"
+    ),
+    "attn_q_bias": Component("query bias", "biases", "one number for each query output", _BIAS),
+    "attn_k_bias": Component("key bias", "biases", "one number for each key output", _BIAS),
+    "attn_v_bias": Component("value bias", "biases", "one number for each value output", _BIAS),
+    "attn_o_bias": Component("output bias", "biases", "one number for each of D outputs", _BIAS),
+    "mlp_up_bias": Component("up bias", "biases", "one number for each of F outputs", _BIAS),
+    "mlp_gate_bias": Component("gate bias", "biases", "one number for each of F outputs", _BIAS),
+    "mlp_down_bias": Component("down bias", "biases", "one number for each of D outputs", _BIAS),
+    "lm_head_bias": Component("unembedding bias", "biases", "one number for each of V scores", _BIAS),
+    "norm_weight": Component("norm weights", "norms", "one gain for each of D, in every norm", "Ba et al. 2016, §3"),
+    "norm_bias": Component("norm biases", "norms", "one shift for each of D, in every LayerNorm", "Ba et al. 2016, §3"),
+    "unembedding": Component(
+        "unembedding", "unembedding", "D back to a score for each of the V tokens", f"Press & Wolf 2017; {_GPT2}"
+    ),
+}
