@@ -1,0 +1,75 @@
+"""The Python API, and what the command line calls: three lines for the common case.
+
+>>> import gptcalc
+>>> gptcalc.count("gpt2").totals.stored
+124439808
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gptcalc.catalog import Resolved, resolve
+from gptcalc.ledger.evidence import Check
+from gptcalc.ledger.parameters import Line, Parameters, Totals, parameters
+from gptcalc.report.count import count_document
+from gptcalc.report.count_data import CountJSON, count_json
+from gptcalc.report.document import Document
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The parameters of one model: `totals`, `lines` that add up to them, and every form of the report."""
+
+    model: Resolved
+    parameters: Parameters
+    depth: int = 1
+    evidence: Check | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """The four totals: stored, matrices, active, non_embedding."""
+        return self.parameters.totals
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """One line for each component."""
+        return self.parameters.lines
+
+    def to_dict(self) -> CountJSON:
+        """What `gptcalc count --format json` prints."""
+        return count_json(self.model, self.parameters, self.depth, self.evidence)
+
+    def document(self, *, explain: bool = False) -> Document:
+        """The report before it has a format."""
+        return count_document(self.model, self.parameters, self.depth, explain=explain, check=self.evidence)
+
+    def _repr_html_(self) -> str:
+        """Tables for a notebook."""
+        from gptcalc.report.plain import render_html
+
+        return render_html(self.document())
+
+
+#: A preset name or alias, a path to a config, or a mapping of its fields; nothing is `gpt2-small`.
+Model = str | os.PathLike[str] | Mapping[str, object] | None
+
+
+def count(model: Model = None, *, depth: int = 1, **overrides: object) -> Count:
+    """Count the parameters of `model`.
+
+    `overrides` are fields under gptcalc's names or Hugging Face's (`n_vocab=50304`, `n_layer=6`, `bias=False`).
+    `depth` is the detail of `to_dict()`: 1 components, 2 layer groups, 3 tensors. Raises `GptcalcError`
+    on a bad request.
+    """
+    resolved = resolve(model, overrides)
+    return Count(resolved, parameters(resolved.spec), depth)
+
+
+def check(model: Model = None, **overrides: object) -> Check:
+    """Compare the inventory of `model` with PyTorch: `.agrees`, and `.evidence` of each witness. Needs torch."""
+    from gptcalc.witness.check import check as witnesses
+
+    return witnesses(resolve(model, overrides))

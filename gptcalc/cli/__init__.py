@@ -1,0 +1,1 @@
+"""The command line: parse -> call -> report, nothing else. One file a command."""

@@ -1,0 +1,108 @@
+"""`gptcalc`: the list of commands, and the one place where errors become exit codes.
+
+A command's module is imported when the command is called, so that each pays only for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from gptcalc import __version__
+from gptcalc.cli.output import say
+from gptcalc.errors import GptcalcError
+
+#: Every command, in the order of `--help`; each is `gptcalc/cli/NAME.py`.
+COMMANDS = ("count", "check", "presets", "claims", "schema")
+
+#: Exit codes: a disagreement or a model that does not fit is 1, a wrong request 2.
+WRONG_REQUEST = 2
+INTERRUPTED = 130
+
+#: typer's errors of usage; its own base class was renamed and vendored over time, `BadParameter` stayed.
+USAGE_ERROR: type[Exception] = cast(type[Exception], typer.BadParameter.__mro__[2])
+
+
+class Commands(TyperGroup):
+    """The commands by name, each imported on first use."""
+
+    def __init__(self, **attributes: Any) -> None:
+        """Know the names at once, the commands later."""
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(COMMANDS, cast(Any, None))
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  typer's signature
+        """The names, in order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  typer's signature
+        """The command, from its own module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = typer.main.get_command(import_module(f"gptcalc.cli.{cmd_name}").app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001  typer's signature
+    if asked:
+        typer.echo(f"gptcalc {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Example: gptcalc count gpt3-175b")
+def gptcalc(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Exactly what a GPT-style model costs: every number itemised, explained and witnessed by PyTorch."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; errors are one or two lines on stderr."""
+    try:
+        return app(arguments, standalone_mode=False, prog_name="gptcalc") or 0
+    except GptcalcError as error:
+        return _wrong(str(error))
+    except typer.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except USAGE_ERROR as error:
+        return _wrong(_usage(error))
+
+
+def _wrong(message: str) -> int:
+    say(f"gptcalc: {message}")
+    return WRONG_REQUEST
+
+
+def _usage(error: Any) -> str:
+    """A usage error on one line, with where help is."""
+    message = str(error.format_message()).replace("\n", " ").replace("Value error, ", "")
+    if not message:
+        return f"a command is missing; allowed: {', '.join(COMMANDS)}"
+    where = f" (see '{error.ctx.command_path} --help')" if getattr(error, "ctx", None) else ""
+    return message + where
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

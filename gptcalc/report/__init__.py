@@ -1,0 +1,1 @@
+"""Documents -> characters: a view turns an answer into a `Document`, a function a format turns that into text."""

@@ -1,0 +1,150 @@
+"""`gptcalc check` as a document and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from gptcalc.ledger.evidence import Check, Evidence
+from gptcalc.report.document import Column, Document, Table, Value
+from gptcalc.units import format_count
+
+#: A broken row breaks every layer; the table shows the first of many.
+SHOWN_FINDINGS = 20
+
+
+class EvidenceJSON(TypedDict):
+    """What one witness saw."""
+
+    witness: str
+    subject: str
+    agrees: bool
+    tensors: int
+    stored: int
+    skipped: str
+    findings: list[dict[str, str]]
+
+
+class ModelCheckJSON(TypedDict):
+    """All witnesses of one model."""
+
+    name: str
+    agrees: bool
+    evidence: list[EvidenceJSON]
+
+
+class CheckJSON(TypedDict):
+    """What `gptcalc check --format json` prints."""
+
+    schema: str
+    agrees: bool
+    models: list[ModelCheckJSON]
+
+
+def check_json(checks: Sequence[Check]) -> CheckJSON:
+    """The checks as a dictionary of plain values."""
+    return {
+        "schema": "gptcalc.check/1",
+        "agrees": all(check.agrees for check in checks),
+        "models": [model_check_json(check) for check in checks],
+    }
+
+
+def model_check_json(check: Check) -> ModelCheckJSON:
+    """One model's check."""
+    return {
+        "name": check.model.name,
+        "agrees": check.agrees,
+        "evidence": [
+            {
+                "witness": seen.witness,
+                "subject": seen.subject,
+                "agrees": not seen.findings and not seen.skipped,
+                "tensors": seen.tensors,
+                "stored": seen.stored,
+                "skipped": seen.skipped,
+                "findings": [finding._asdict() for finding in seen.findings],
+            }
+            for seen in check.evidence
+        ],
+    }
+
+
+def check_document(checks: Sequence[Check]) -> Document:
+    """A row for each witness of each model, then what disagreed."""
+    agreeing = sum(check.agrees for check in checks)
+    title = f"{agreeing} of {len(checks)} models agree with PyTorch"
+    if len(checks) == 1:
+        title = f"{checks[0].model.title}: {'agrees' if agreeing else 'DISAGREES'} with PyTorch"
+    tables = [_evidence_table(checks), *_finding_tables(checks)]
+    return Document(title, (), tuple(tables), ("", *check_reasons(checks)), _data_table(checks))
+
+
+def evidence_tables(check: Check) -> tuple[Table, ...]:
+    """The check as it is printed below a count."""
+    return (_evidence_table([check]), *_finding_tables([check]))
+
+
+def _verdict(seen: Evidence) -> str:
+    if seen.skipped:
+        return "not checked"
+    return f"{len(seen.findings)} findings" if seen.findings else "agrees"
+
+
+def _evidence_table(checks: Sequence[Check]) -> Table:
+    rows: list[tuple[Value, ...]] = []
+    for check in checks:
+        for index, seen in enumerate(check.evidence):
+            name = "" if index else check.model.name
+            stored = None if seen.skipped else seen.stored
+            tensors = None if seen.skipped else seen.tensors
+            rows.append((name, seen.witness, _verdict(seen), tensors, stored, seen.subject))
+    columns = (
+        Column("model", "model"),
+        Column("witness", "witness"),
+        Column("verdict", "verdict"),
+        Column("tensors", "tensors", "count", drop=1),
+        Column("stored", "parameters", "count"),
+        Column("subject", "built", drop=2),
+    )
+    return Table("Against PyTorch", columns, tuple(rows))
+
+
+def _finding_tables(checks: Sequence[Check]) -> list[Table]:
+    columns = (
+        Column("kind", "kind"),
+        Column("name", "tensor, component or total"),
+        Column("expected", "gptcalc says", wraps=True),
+        Column("found", "PyTorch has", wraps=True),
+    )
+    tables = []
+    for check in checks:
+        for seen in check.evidence:
+            if seen.findings:
+                more = len(seen.findings) - SHOWN_FINDINGS
+                title = f"{check.model.name} against {seen.witness}"
+                title += (
+                    f" (the first {SHOWN_FINDINGS}; {format_count(more)} more in --format json)" if more > 0 else ""
+                )
+                tables.append(Table(title, columns, tuple(seen.findings[:SHOWN_FINDINGS])))
+    return tables
+
+
+def check_reasons(checks: Sequence[Check]) -> list[str]:
+    """Why a witness was not heard, each reason once with its models."""
+    reasons: dict[str, list[str]] = {}
+    for check in checks:
+        for seen in check.evidence:
+            if seen.skipped:
+                reasons.setdefault(f"{seen.subject}: {seen.skipped}", []).append(check.model.name)
+    return [f"Note: {reason} ({', '.join(names)})" for reason, names in reasons.items()]
+
+
+def _data_table(checks: Sequence[Check]) -> Table:
+    keys = ("model", "witness", "verdict", "tensors", "stored", "subject", "skipped")
+    rows = tuple(
+        (check.model.name, seen.witness, _verdict(seen), seen.tensors, seen.stored, seen.subject, seen.skipped)
+        for check in checks
+        for seen in check.evidence
+    )
+    return Table("", tuple(Column(key, key) for key in keys), rows)

@@ -1,0 +1,166 @@
+"""`gptcalc count` as a document: lines, the bridge between the totals, what the number means, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+from gptcalc.catalog import Resolved
+from gptcalc.formula import Formula
+from gptcalc.ledger.components import GROUPS
+from gptcalc.ledger.evidence import Check
+from gptcalc.ledger.parameters import Line, Parameters
+from gptcalc.report.check import check_reasons, evidence_tables
+from gptcalc.report.count_data import NOT_COUNTED, count_lines, heading_notes, sections
+from gptcalc.report.document import Column, Document, Table, Value
+from gptcalc.units import format_bytes, format_count, format_fixed, short_count
+
+#: Groups that the printed table shows only where a model has them.
+OPTIONAL_GROUPS = ("router", "gate")
+
+
+def count_document(
+    model: Resolved, count: Parameters, depth: int, *, explain: bool = False, check: Check | None = None
+) -> Document:
+    """The ledger as tables: lines, the bridge between the totals, what the number means, why, and who checked it."""
+    stored = count.totals.stored
+    title = f"{model.title}, changed" if model.changed else model.title
+    tables = [_component_table(count, model) if depth == 1 else (_section_table, _tensor_table)[depth - 2](count)]
+    tables += [_bridge_table(count), _meaning_table(count)]
+    if explain:
+        tables.append(_why_table(count))
+    if check:
+        tables += evidence_tables(check)
+    return Document(
+        title=f"{title}: {format_count(stored)} parameters ({short_count(stored)})",
+        heading=tuple(heading(model, count)),
+        tables=tuple(tables),
+        notes=("", *(check_reasons([check]) if check else ()), *(f"Note: {note}" for note in model.notes), NOT_COUNTED),
+        data=_data_table(count, depth),
+    )
+
+
+def heading(model: Resolved, count: Parameters) -> Iterator[str]:
+    """The dims by letter, where they come from, and what was changed."""
+    yield " · ".join(f"{dim.letter}={format_count(dim.size)}" for dim in count.dims)
+    if model.preset:
+        yield f"{model.preset.name}, {model.family.model_type} family; {model.preset.source}"
+    else:
+        yield f"{model.name}, {model.family.model_type} family"
+    yield from heading_notes(model)
+
+
+def _grouped(count: Parameters, model: Resolved) -> list[tuple[str, Formula, int]]:
+    """The rows of the printed table: (label, formula, stored), one a group."""
+    rows = []
+    for group in GROUPS:
+        lines = [line for line in count.lines if line.group == group]
+        if lines or group not in OPTIONAL_GROUPS:
+            label = f"{group} (tied)" if any(line.tied for line in lines) else group
+            if group == "positions" and not lines:
+                label = f"{group} ({model.family.positions})"
+            formula = Formula.of(product for line in lines for product in line.products)
+            rows.append((label, formula, sum(line.stored for line in lines)))
+    return rows
+
+
+_COMPONENT = Column("component", "component")
+_FORMULA = Column("formula", "formula", wraps=True, drop=3)
+_NUMBERS = Column("numbers", "in numbers", wraps=True, drop=4)
+_STORED = Column("stored", "parameters", "count")
+_SHARE = Column("share", "share", "share", drop=1)
+_BAR = Column("bar", "", "bar", drop=2)
+_TENSOR_LABEL = Column("component", "component", wraps=True, drop=3)
+_LINE_COLUMNS = (_COMPONENT, _FORMULA, _NUMBERS, _STORED, _SHARE, _BAR)
+
+
+def _line_rows(lines: Iterable[tuple[str, Formula, int]], stored: int) -> list[tuple[Value, ...]]:
+    return [
+        (label, formula.letters if formula.terms else "–", formula.numbers, amount, share, share)
+        for label, formula, amount in lines
+        for share in [Fraction(amount, stored)]
+    ]
+
+
+def _component_table(count: Parameters, model: Resolved) -> Table:
+    stored = count.totals.stored
+    rows = _line_rows(_grouped(count, model), stored)
+    return Table("", _LINE_COLUMNS, tuple(rows), (("stored", "", "", stored, Fraction(1), None),))
+
+
+def _section_table(count: Parameters) -> Table:
+    stored = count.totals.stored
+    rows: list[tuple[Value, ...]] = []
+    for section in sections(count):
+        total = sum(line.stored for line in section.lines)
+        rows.append((section.label, "", "", total, Fraction(total, stored), Fraction(total, stored)))
+        rows += _line_rows(((f"  {_tied(line)}", line.formula, line.stored) for line in section.lines), stored)
+    return Table("", _LINE_COLUMNS, tuple(rows), (("stored", "", "", stored, Fraction(1), None),))
+
+
+def _tensor_table(count: Parameters) -> Table:
+    stored = count.totals.stored
+    rows: list[tuple[Value, ...]] = []
+    for line in count_lines(count, depth=3):
+        label = f"{line['label']} (tied to {line['tied_to']})" if line["tied_to"] else line["label"]
+        shape = f"({', '.join(map(str, line['shape']))})"
+        rows.append((line["key"], shape, label, line["stored"], Fraction(line["stored"], stored)))
+    columns = (Column("tensor", "tensor"), Column("shape", "shape", drop=2), _TENSOR_LABEL, _STORED, _SHARE)
+    return Table("", columns, tuple(rows), (("stored", "", "", stored, Fraction(1)),))
+
+
+def _tied(line: Line) -> str:
+    return f"{line.label} (tied)" if line.tied else line.label
+
+
+def _bridge_table(count: Parameters) -> Table:
+    steps: list[tuple[Value, ...]] = [("matrices (the popular breakdown)", count.totals.matrices)]
+    steps += [(f"{'−' if step.amount < 0 else '+'} {step.label}", abs(step.amount)) for step in count.bridge]
+    columns = (Column("step", "", wraps=True), Column("amount", "parameters", "count"))
+    return Table(
+        "From the popular breakdown to what is stored", columns, tuple(steps), (("= stored", count.totals.stored),)
+    )
+
+
+def _meaning_table(count: Parameters) -> Table:
+    totals, rule = count.totals, count.rule_of_thumb
+    rows: list[tuple[Value, ...]] = [
+        (f"checkpoint, {dtype} bytes", size, format_bytes(size)) for dtype, size in count.checkpoint_bytes.items()
+    ]
+    active = "all of them: no experts" if totals.active == totals.stored else "what one token uses"
+    rows += [
+        ("active", totals.active, active),
+        ("non_embedding", totals.non_embedding, "without token table, positions and untied unembedding"),
+        ("rule of thumb 12·L·D²", rule.value, _errors(rule.error_stored, rule.error_non_embedding)),
+    ]
+    columns = (Column("what", ""), Column("amount", "amount", "count"), Column("note", "", wraps=True))
+    return Table("What the number means", columns, tuple(rows))
+
+
+def _errors(stored: Fraction, non_embedding: Fraction) -> str:
+    texts = [f"{'+' if error > 0 else ''}{format_fixed(error * 100, 3)}%" for error in (stored, non_embedding)]
+    return f"{texts[0]} off stored, {texts[1]} off non_embedding"
+
+
+def _why_table(count: Parameters) -> Table:
+    columns = (
+        Column("component", "component"),
+        Column("formula", "formula", wraps=True),
+        Column("why", "why", wraps=True),
+        Column("source", "source", wraps=True),
+    )
+    return Table(
+        "Why", columns, tuple((line.label, line.formula.letters, line.why, line.source) for line in count.lines)
+    )
+
+
+def _data_table(count: Parameters, depth: int) -> Table:
+    keys = ("key", "label", "formula", "numbers", "stored", "matrices", "share", "why", "source")
+    rows = tuple(tuple(_flat(line.get(key)) for key in keys) for line in count_lines(count, depth))
+    return Table("", tuple(Column(key, key) for key in keys), rows)
+
+
+def _flat(value: object) -> Value:
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return value if isinstance(value, str | int) else str(value)

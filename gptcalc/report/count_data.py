@@ -1,0 +1,195 @@
+"""`gptcalc count` as plain data: what JSON and csv print, at every depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, NotRequired, TypedDict
+
+from gptcalc.catalog import Resolved
+from gptcalc.errors import InvalidValueError
+from gptcalc.formula import Formula
+from gptcalc.inventory import Slice, Weight, expand
+from gptcalc.ledger.components import COMPONENTS
+from gptcalc.ledger.evidence import Check
+from gptcalc.ledger.parameters import Line, Parameters, fold
+from gptcalc.report.check import ModelCheckJSON, model_check_json
+from gptcalc.units import format_count
+
+#: Above this, a list of every tensor is refused rather than printed for minutes.
+MOST_TENSORS = 200_000
+
+NOT_COUNTED = (
+    "Not in these numbers: buffers (causal masks, rotary tables), gradients, optimizer states and activations."
+)
+
+
+class CountLine(TypedDict):
+    """One line; `amount` is the stored parameters, which add up to `totals.stored`."""
+
+    key: str
+    label: str
+    amount: int
+    unit: str
+    formula: str
+    numbers: str
+    stored: int
+    matrices: int
+    share: float
+    why: str
+    source: str
+    layers: NotRequired[str]
+    shape: NotRequired[list[int]]
+    role: NotRequired[str]
+    components: NotRequired[list[str]]
+    tied_to: NotRequired[str | None]
+
+
+class CountJSON(TypedDict):
+    """What `gptcalc count --format json` prints."""
+
+    schema: str
+    model: dict[str, object]
+    totals: dict[str, int]
+    lines: list[CountLine]
+    bridge: list[dict[str, str | int]]
+    checkpoint_bytes: dict[str, int]
+    rule_of_thumb: dict[str, int | float]
+    notes: list[str]
+    check: NotRequired[ModelCheckJSON]
+
+
+def model_json(model: Resolved) -> dict[str, object]:
+    """The resolved model: its fields under gptcalc's names, and its parts."""
+    return {
+        "name": model.preset.name if model.preset else model.name,
+        "title": model.title,
+        "source": model.preset.source if model.preset else model.name,
+        "estimated": model.preset.estimated if model.preset else "",
+        "family": model.family.model_type,
+        **model.family.resolved(),
+        "changed": {key: change._asdict() for key, change in model.changed.items()},
+        "followed": {key: change._asdict() for key, change in model.followed.items()},
+        "defaults": dict(model.defaults),
+        "parts": model.spec.model_dump(mode="json"),
+    }
+
+
+def count_json(model: Resolved, count: Parameters, depth: int, check: Check | None = None) -> CountJSON:
+    """The ledger as a dictionary of plain values; integers stay integers."""
+    answer: CountJSON = {
+        "schema": "gptcalc.count/1",
+        "model": model_json(model),
+        "totals": count.totals._asdict(),
+        "lines": list(count_lines(count, depth)),
+        "bridge": [step._asdict() for step in count.bridge],
+        "checkpoint_bytes": count.checkpoint_bytes,
+        "rule_of_thumb": {
+            "value": count.rule_of_thumb.value,
+            "error_stored": float(count.rule_of_thumb.error_stored),
+            "error_non_embedding": float(count.rule_of_thumb.error_non_embedding),
+        },
+        "notes": [*heading_notes(model), *model.notes, NOT_COUNTED],
+    }
+    if check:
+        answer["check"] = model_check_json(check)
+    return answer
+
+
+def count_lines(count: Parameters, depth: int) -> Iterator[CountLine]:
+    """Lines by component (1), by layer group and component (2), or one for every tensor (3)."""
+    if depth == 1:
+        return (_line_json(line, count) for line in count.lines)
+    if depth == 2:
+        return (
+            {**_line_json(line, count), "key": f"{section.key}.{line.key}", "layers": section.label}
+            for section in sections(count)
+            for line in section.lines
+        )
+    return _tensor_lines(count)
+
+
+def _line_json(line: Line, count: Parameters) -> CountLine:
+    formula = line.formula
+    return {
+        "key": line.key,
+        "label": line.label,
+        "amount": line.stored,
+        "unit": "parameters",
+        "formula": formula.letters,
+        "numbers": formula.numbers,
+        "stored": line.stored,
+        "matrices": line.matrices,
+        "share": line.stored / count.totals.stored,
+        "why": line.why,
+        "source": line.source,
+    }
+
+
+class Section(NamedTuple):
+    """The lines outside the layers, or of one group of equal layers; a line of a group stands for all its layers."""
+
+    key: str
+    label: str
+    lines: list[Line]
+
+
+def sections(count: Parameters) -> Iterator[Section]:
+    """The rows outside the layers, then each group of layers."""
+    found: dict[range | None, dict[str, list[tuple[Weight, Slice]]]] = {}
+    for row in count.rows:
+        for part in row.slices:
+            found.setdefault(row.layers, {}).setdefault(part.component, []).append((row, part))
+    for layers, components in found.items():
+        key, label = "outside", "outside the layers"
+        if layers is not None:
+            key = f"layers.{layers.start}-{layers.stop - 1}"
+            label = f"layers {layers.start}–{layers.stop - 1} ({format_count(len(layers))}×)"
+        yield Section(key, label, [fold(key, COMPONENTS[key].label, parts) for key, parts in components.items()])
+
+
+def _tensor_lines(count: Parameters) -> Iterator[CountLine]:
+    tensors = sum(1 if row.layers is None else len(row.layers) for row in count.rows)
+    if tensors > MOST_TENSORS:
+        raise InvalidValueError(
+            f"depth: read 3 for {tensors:,} tensors; allowed: at most {MOST_TENSORS:,}; --depth 2 folds the layers"
+        )
+    formulas = {row.name: Formula.of(part.product for part in row.slices) for row in count.rows}
+    for name, row in expand(count.rows):
+        components = [COMPONENTS[part.component] for part in row.slices]
+        stored = 0 if row.tied_to else row.elements
+        yield {
+            "key": name,
+            "label": ", ".join(component.label for component in components),
+            "amount": stored,
+            "unit": "parameters",
+            "formula": formulas[row.name].letters,
+            "numbers": formulas[row.name].numbers,
+            "stored": stored,
+            "matrices": row.elements if row.is_matrix else 0,
+            "share": stored / count.totals.stored,
+            "why": "; ".join(dict.fromkeys(component.why for component in components)),
+            "source": "; ".join(dict.fromkeys(component.source for component in components)),
+            "shape": list(row.shape),
+            "role": row.role,
+            "components": [part.component for part in row.slices],
+            "tied_to": row.tied_to,
+        }
+
+
+def heading_notes(model: Resolved) -> Iterator[str]:
+    """Estimates, changes, consequences and defaults, a line each."""
+    if model.preset and model.preset.estimated:
+        see = f"; see also {', '.join(model.preset.see)}" if model.preset.see else ""
+        yield f"estimated: {model.preset.estimated}{see}"
+    for word, changes in (("changed", model.changed), ("followed", model.followed)):
+        if changes:
+            texts = (f"{key} {_plain(change.was)} → {_plain(change.now)}" for key, change in changes.items())
+            yield f"{word}: {', '.join(texts)}"
+    if model.defaults:
+        yield f"defaults used: {', '.join(f'{key} {_plain(value)}' for key, value in model.defaults.items())}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return format_count(value) if isinstance(value, int) else str(value)

@@ -1,0 +1,77 @@
+"""What a report says, before it has a form: headings, tables of raw values, notes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from gptcalc.units import format_bytes, format_count, format_fixed, format_signed
+
+Kind = Literal["text", "count", "signed", "bytes", "share", "bar"]
+Value = str | int | Fraction | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column by the kind of its values; printers know kinds only.
+
+    `wraps` lets long cells break at spaces. Where a terminal is too narrow, columns go in the order of `drop`, highest
+    first; 0 is never dropped.
+    """
+
+    key: str
+    title: str
+    kind: Kind = "text"
+    wraps: bool = False
+    drop: int = 0
+
+    @property
+    def right(self) -> bool:
+        """Whether numbers stand under each other."""
+        return self.kind not in ("text", "bar")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of raw values under columns; `footer` rows are totals of the others."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    footer: tuple[tuple[Value, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole report. `data` is the table that csv prints: one record a line, no totals."""
+
+    title: str
+    heading: tuple[str, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    data: Table
+
+
+BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+def cell(value: Value, kind: Kind) -> str:
+    """A value as text by its kind; bars are drawn by the printer, which knows the width."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if kind == "share":
+        return f"{format_fixed(Fraction(value) * 100, 2)}%"
+    if isinstance(value, Fraction):
+        return format_fixed(value, 6)
+    return {"signed": format_signed, "bytes": format_bytes}.get(kind, format_count)(value)
+
+
+def bar(share: Fraction, width: int) -> str:
+    """`share` of `width` cells, to an eighth of a cell; anything above nothing is seen."""
+    eighths = min(int(share * width * 8 + Fraction(1, 2)), width * 8)
+    eighths = max(eighths, 1) if share > 0 else 0
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (BLOCKS[rest] if rest else "")

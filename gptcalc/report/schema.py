@@ -1,0 +1,27 @@
+"""JSON Schemas, made from the types of what the commands print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from gptcalc.report.check import CheckJSON
+from gptcalc.report.claims import ClaimsJSON
+from gptcalc.report.count_data import CountJSON
+from gptcalc.report.presets import PresetJSON, PresetsJSON
+
+#: The answer's type by command.
+SCHEMAS: dict[str, Any] = {
+    "count": CountJSON,
+    "check": CheckJSON,
+    "presets": PresetsJSON,
+    "presets-show": PresetJSON,
+    "claims": ClaimsJSON,
+}
+
+
+def json_schema(command: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a command's answer."""
+    schema = TypeAdapter(SCHEMAS[command]).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
