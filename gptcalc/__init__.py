@@ -6,8 +6,6 @@
 174604836864
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

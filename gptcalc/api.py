@@ -5,13 +5,12 @@
 124439808
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
+from gptcalc.errors import InvalidValueError, shown
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters, Totals, parameters
 from gptcalc.report.count import count_document
@@ -19,8 +18,7 @@ from gptcalc.report.count_data import CountJSON, count_json
 from gptcalc.report.document import Document
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """The parameters of one model: `totals`, `lines` that add up to them, and every form of the report."""
 
     model: Resolved
@@ -53,6 +51,8 @@ class Count:
         return render_html(self.document())
 
 
+DEPTHS = (1, 2, 3)
+
 #: A preset name or alias, a path to a config, or a mapping of its fields; nothing is `gpt2-small`.
 Model = str | os.PathLike[str] | Mapping[str, object] | None
 
@@ -64,6 +64,8 @@ def count(model: Model = None, *, depth: int = 1, **overrides: object) -> Count:
     `depth` is the detail of `to_dict()`: 1 components, 2 layer groups, 3 tensors. Raises `GptcalcError`
     on a bad request.
     """
+    if depth not in DEPTHS:
+        raise InvalidValueError(f"depth: read {shown(depth)}; allowed: 1 (components), 2 (layer groups), 3 (tensors)")
     resolved = resolve(model, overrides)
     return Count(resolved, parameters(resolved.spec), depth)
 

@@ -1,18 +1,15 @@
 """Find a model: by preset name, alias or path; apply overrides; say what followed from them.
 
-Presets are TOML files, one a family of models. A name is looked up by scanning their bytes, so that only the file that
-mentions it is parsed, however many there are.
+Presets are TOML files, one a family of models, with what was claimed about them in a file of its own. A name is looked
+up by scanning bytes, so that only the file that mentions it is parsed, however many there are.
 """
 
-from __future__ import annotations
-
-import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, shown
@@ -22,12 +19,18 @@ from gptcalc.spec import Record, Spec
 
 #: The model that overrides alone speak of.
 DEFAULT_MODEL = "gpt2-small"
+#: What ends a file's name that is read as a config.
+FILES = (".json", ".toml")
 #: A config is a few kilobytes; anything much larger is some other file.
 MOST_CONFIG_BYTES = 10 * 2**20
 
 
 class Reading(Record):
-    """Another way to count, under which a claim may come out: an expression, other hyperparameters, or both."""
+    """Another way to count, under which a claim may come out: an expression, other hyperparameters, or both.
+
+    `expr` is evaluated instead of the claim's `of`; `model` is another preset, `set` overrides of hyperparameters.
+    `error` marks a mistake, which explains a number without making it right.
+    """
 
     label: str
     expr: str | None = None
@@ -39,8 +42,8 @@ class Reading(Record):
 class Claim(Record):
     """A number that somebody published about a model.
 
-    `text` is the number as printed (`117M`, `175,181,291,520`), or `value` a formula of it; `of` is the expression that it
-    claims to be, evaluated over the model's dims, totals and components. `readings` are other ways to count it.
+    `text` is the number as printed (`117M`, `175,181,291,520`), or `value` a formula of it; `of` is the expression that
+    it claims to be, evaluated over the model's dims, totals and components. `readings` are other ways to count it.
     """
 
     text: str
@@ -64,7 +67,11 @@ class Preset(Record):
     see: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     hyperparameters: dict[str, Any]
-    claims: tuple[Claim, ...] = ()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What was published about it; read only when it is asked for."""
+        return _claims(self.family).get(self.name, ())
 
 
 class Change(NamedTuple):
@@ -74,8 +81,7 @@ class Change(NamedTuple):
     now: object
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """A model ready to be counted, with everything that its header says.
 
     `huggingface` are its fields as transformers would read them; `changed` (asked for), `followed` (from what was
@@ -88,10 +94,17 @@ class Resolved:
     spec: Spec
     huggingface: Mapping[str, object]
     preset: Preset | None = None
-    changed: Mapping[str, Change] = field(default_factory=dict)
-    followed: Mapping[str, Change] = field(default_factory=dict)
-    defaults: Mapping[str, object] = field(default_factory=dict)
+    changed: Mapping[str, Change] = MappingProxyType({})
+    followed: Mapping[str, Change] = MappingProxyType({})
+    defaults: Mapping[str, object] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+
+
+@cache
+def _claims(stem: str) -> dict[str, tuple[Claim, ...]]:
+    path = _folder().parent / "claims" / f"{stem}.toml"
+    tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: tuple(Claim(**claim) for claim in claims) for name, claims in tables.items()}
 
 
 def _folder() -> Path:
@@ -151,12 +164,10 @@ def resolve(model: str | os.PathLike[str] | Mapping[str, object] | None, overrid
 
 
 def _base(model: str | os.PathLike[str] | Mapping[str, object]) -> Resolved:
-    if isinstance(model, str) and find_preset(model):
-        return _from_preset(model)
     if isinstance(model, Mapping):
         return _from_config(model, "config")
     path = Path(model)
-    if not path.exists() and isinstance(model, str) and path.suffix not in (".json", ".toml"):
+    if isinstance(model, str) and (find_preset(model) or not model or not (path.exists() or path.suffix in FILES)):
         return _from_preset(model)
     path = path / "config.json" if path.is_dir() else path
     return _from_config(_read_file(path), str(path), strict=path.suffix == ".toml")
@@ -166,7 +177,7 @@ def _base(model: str | os.PathLike[str] | Mapping[str, object]) -> Resolved:
 def _from_preset(name: str) -> Resolved:
     preset = need_preset(name)
     base = _from_config(preset.hyperparameters, preset.name, strict=True)
-    return replace(base, title=preset.title, preset=preset, defaults={}, notes=preset.notes)
+    return base._replace(title=preset.title, preset=preset, defaults={}, notes=preset.notes)
 
 
 def _from_config(config: Mapping[str, object], name: str, *, strict: bool = False) -> Resolved:
@@ -188,7 +199,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
         title=Path(name).name,
         family=loaded,
         spec=loaded.spec(),
-        huggingface={key: value for key, value in config.items() if key not in family.model_fields},
+        huggingface={k: v for k, v in config.items() if k in family.huggingface or k not in family.model_fields},
         defaults={key: value for key, value in family.defaults.items() if key not in own and key in readable},
         notes=tuple(
             _unread_note(key, names) for key in unread if key not in (*IRRELEVANT, *REFUSED) and not key.startswith("_")
@@ -212,8 +223,7 @@ def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
     asked = base.family.translate(overrides, base.name)
     family, followed = base.family.override(asked, base.name)
     was, now = base.family.resolved(), family.resolved()
-    return replace(
-        base,
+    return base._replace(
         family=family,
         spec=family.spec(),
         huggingface=_with_fields(base.huggingface, family, asked | followed),
@@ -246,6 +256,8 @@ def _read_file(path: Path) -> Mapping[str, object]:
         raise UnreadableFileError(f"{path}: cannot be read ({error.strerror})") from None
     if not text.strip():
         raise UnreadableFileError(f"{path}: the file is empty; allowed: a config in JSON or TOML")
+    import json
+
     try:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (ValueError, RecursionError) as error:

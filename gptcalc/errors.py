@@ -9,9 +9,8 @@
 A message says what was read, what is allowed and the nearest match.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
+from typing import Self
 
 
 class GptcalcError(Exception):
@@ -22,7 +21,7 @@ class UnknownNameError(GptcalcError):
     """A name that is not among those allowed."""
 
     @classmethod
-    def near(cls, what: str, read: str, allowed: Iterable[str], advice: str = "") -> UnknownNameError:
+    def near(cls, what: str, read: str, allowed: Iterable[str], advice: str = "") -> Self:
         """Say what was read, the nearest allowed names and where to find the rest."""
         names = sorted(set(allowed))
         matches = nearest(read, names)

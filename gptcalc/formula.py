@@ -3,13 +3,10 @@
 `Formula.of([(L, N, H, D)])` has the value 96·96·128·12288 and reads `L×N×H×D`; nothing is written down twice.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class Dim(NamedTuple):
@@ -35,14 +32,13 @@ def ordered(product: Iterable[Dim]) -> Product:
     return tuple(sorted(product, key=lambda dim: (_ORDER.get(dim.letter, len(_ORDER)), dim)))
 
 
-@dataclass(frozen=True, slots=True)
-class Formula:
+class Formula(NamedTuple):
     """`terms` are pairs of a coefficient and a product; their sum is `value`."""
 
     terms: tuple[tuple[int, Product], ...]
 
     @classmethod
-    def of(cls, products: Iterable[Product]) -> Formula:
+    def of(cls, products: Iterable[Product]) -> Self:
         """The sum of `products`, equal ones merged."""
         counts = Counter(map(ordered, products))
         return cls(tuple((count, product) for product, count in counts.items()))

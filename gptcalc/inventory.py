@@ -4,8 +4,6 @@ A `Weight` is a tensor of the stack's module, or the same tensor of every layer 
 (GPT-2's `c_attn`) is one row with a slice for each component; components fold slices, tensors fold rows.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple

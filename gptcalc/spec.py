@@ -5,8 +5,6 @@ Letters used everywhere: `V` vocabulary, `C` context, `D` d_model, `F` d_ff, `N`
 `H` head size, `L` layers, `E` experts.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
@@ -34,7 +32,7 @@ class Record(BaseModel):
 class Part(Record):
     """One part of a decoder; `name` is its attribute in the module that holds it, as published checkpoints have it."""
 
-    kinds: ClassVar[dict[str, type[Part]]] = {}
+    kinds: ClassVar[dict[str, type["Part"]]] = {}
 
     kind: str
     name: str

@@ -4,8 +4,6 @@ Amounts are `int` in base units everywhere in gptcalc: parameters, bytes, bits.
 Division happens here, on integers, so that a number is exact at any size.
 """
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 #: Bits of one element, by the short name of its dtype. Bits, so that 4-bit types need no special case.

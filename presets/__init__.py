@@ -1,1 +1,1 @@
-"""The catalogue: data only. `models/*.toml` holds published hyperparameters with their sources and claims."""
+"""The catalogue: data only. `models/*.toml` holds published hyperparameters, `claims/*.toml` what was said of them."""

@@ -3,8 +3,6 @@
 A command's module is imported when the command is called, so that each pays only for itself.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib import import_module
@@ -49,7 +47,12 @@ class Commands(TyperGroup):
         return command
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001  typer's signature
@@ -101,8 +104,12 @@ def main() -> None:
     try:
         code = run()
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; nothing more can be written, not even at exit.
+    except OSError as error:
+        # Nothing more can be written, not even at exit. A closed pipe (`| head`) has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 0 if isinstance(error, BrokenPipeError) else _wrong(f"the answer could not be written: {error.strerror}")
+    except Exception as error:
+        if os.environ.get("GPTCALC_TRACEBACK"):
+            raise
+        code = _wrong(f"this is a bug: {error!r:.200}; GPTCALC_TRACEBACK=1 shows where")
     sys.exit(code)

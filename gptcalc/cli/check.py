@@ -1,7 +1,5 @@
 """`gptcalc check`: the inventory against modules that PyTorch builds."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

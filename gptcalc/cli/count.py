@@ -1,8 +1,5 @@
 """`gptcalc count`: parameters, itemised and reconciled."""
 
-from __future__ import annotations
-
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +19,7 @@ def count(  # noqa: PLR0913  one parameter an option
     model: str | None,
     overrides: dict[str, Any],
     depth: Annotated[
-        int, typer.Option("--depth", min=1, max=3, help="1: components, 2: by layer group, 3: every tensor.")
+        int, typer.Option("--depth", metavar="1|2|3", help="1: components, 2: by layer group, 3: every tensor.")
     ] = 1,
     explain: Annotated[bool, typer.Option("--explain", help="Add why each row has its size, and who says so.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare with PyTorch, tensor by tensor.")] = False,
@@ -31,7 +28,7 @@ def count(  # noqa: PLR0913  one parameter an option
     """Count a model's parameters: where they sit, and how published numbers come about."""
     counted = api.count(model, depth=depth, **overrides)
     if check:
-        counted = replace(counted, evidence=api.check(model, **overrides))
+        counted = counted._replace(evidence=api.check(model, **overrides))
     answer(render(format_, lambda: counted.document(explain=explain), counted.to_dict))
     if counted.evidence and not counted.evidence.agrees:
         raise typer.Exit(1)

@@ -1,7 +1,5 @@
 """The options that many commands share: MODEL, its overrides, the format."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -41,9 +39,9 @@ def parse_value(text: str) -> object:
     words = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in words:
         return words[text.lower()]
-    if re.fullmatch(r"[+-]?[0-9]{1,1000}", text):
+    if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
         return int(text)
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", text, re.IGNORECASE):
+    if re.fullmatch(r"[+-]?([0-9]{1,300}\.?[0-9]{0,300}|\.[0-9]{1,300})(e[+-]?[0-9]{1,2})?", text, re.IGNORECASE):
         return float(text)
     return text
 

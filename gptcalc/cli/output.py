@@ -1,7 +1,5 @@
 """Where text leaves: answers to stdout, talk to stderr, on whatever encoding they have."""
 
-from __future__ import annotations
-
 import sys
 from typing import TextIO
 

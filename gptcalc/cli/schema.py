@@ -1,7 +1,5 @@
 """`gptcalc schema`: the form of each command's JSON."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

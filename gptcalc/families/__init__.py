@@ -1,7 +1,5 @@
 """Published hyperparameters -> spec: one small file a family, named after transformers' `model_type`."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pkgutil import iter_modules
 

@@ -1,7 +1,5 @@
 """What all families share: the field names, their checks, and what follows from a changed field."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -43,7 +41,7 @@ class Family(Record):
     bias from `bias`.
     """
 
-    registered: ClassVar[dict[str, type[Family]]] = {}
+    registered: ClassVar[dict[str, type["Family"]]] = {}
     model_type: ClassVar[str]
     huggingface: ClassVar[Mapping[str, tuple[str, ...]]]
     #: What transformers' config class takes where a file is silent, under gptcalc's own names.

@@ -1,7 +1,5 @@
 """GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020: "the same model and architecture as GPT-2")."""
 
-from __future__ import annotations
-
 from gptcalc.families.family import Family
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block

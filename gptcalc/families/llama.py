@@ -1,7 +1,5 @@
 """Llama 1 to 3 (Touvron et al. 2023; Dubey et al. 2024): rotary positions, RMSNorm, gated MLP, grouped heads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from gptcalc.errors import InvalidValueError, shown

@@ -1,7 +1,5 @@
 """Mixtral (Jiang et al. 2024): Llama's stack with a mixture of gated experts for its MLP."""
 
-from __future__ import annotations
-
 from gptcalc.errors import InvalidValueError
 from gptcalc.families.llama import Llama
 from gptcalc.parts.mlp import MixtureMLP

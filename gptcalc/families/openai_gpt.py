@@ -1,7 +1,5 @@
 """GPT-1 (Radford et al. 2018): norms after the residual adds, none at the end."""
 
-from __future__ import annotations
-
 from gptcalc.families.gpt2 import GPT2
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding

@@ -1,7 +1,5 @@
 """The words of the parameter ledger: what each component is, why it has its size, and who says so."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,8 +1,5 @@
 """What witnesses say, as records: PyTorch makes them (`gptcalc.witness`), reports show them."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from gptcalc.catalog import Resolved
@@ -17,8 +14,7 @@ class Finding(NamedTuple):
     found: str
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What a witness saw; `skipped` says why it could not look."""
 
     witness: str
@@ -29,8 +25,7 @@ class Evidence:
     skipped: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """The inventory of a model before its witnesses."""
 
     model: Resolved

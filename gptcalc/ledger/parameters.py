@@ -5,10 +5,7 @@ breakdown: all matmul and lookup tensors without positions, a tied unembedding c
 uses; `non_embedding`, stored less the token table, positions and an untied unembedding with its bias.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -22,8 +19,7 @@ from gptcalc.units import bytes_of
 EMBEDDINGS = ("embedding", "positions", "unembedding", "lm_head_bias")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One row of the ledger: `stored` is its amount, 0 where the storage is another tensor's (`tied`)."""
 
     key: str
@@ -68,8 +64,7 @@ class Rule(NamedTuple):
     error_non_embedding: Fraction
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """The ledger: lines that add up to `totals.stored` and `totals.matrices`."""
 
     spec: Spec

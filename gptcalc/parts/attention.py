@@ -1,7 +1,5 @@
 """Attention: who looks at whom."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

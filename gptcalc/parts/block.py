@@ -1,7 +1,5 @@
 """A layer: the order of norms, attention, MLP and residual adds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Token tables, at the input and at the output."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

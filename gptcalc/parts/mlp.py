@@ -1,7 +1,5 @@
 """What each token computes on its own: a dense, a gated, or a mixture of gated networks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Normalisations of the residual stream."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """How the input learns where it stands: a table, or sinusoids that store nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

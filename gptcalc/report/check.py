@@ -1,9 +1,8 @@
 """`gptcalc check` as a document and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from gptcalc.ledger.evidence import Check, Evidence
 from gptcalc.report.document import Column, Document, Table, Value
@@ -77,7 +76,7 @@ def check_document(checks: Sequence[Check]) -> Document:
     if len(checks) == 1:
         title = f"{checks[0].model.title}: {'agrees' if agreeing else 'DISAGREES'} with PyTorch"
     tables = [_evidence_table(checks), *_finding_tables(checks)]
-    return Document(title, (), tuple(tables), ("", *check_reasons(checks)), _data_table(checks))
+    return Document(title, (), tuple(tables), ("", *check_reasons(checks)), lambda: _data_table(checks))
 
 
 def evidence_tables(check: Check) -> tuple[Table, ...]:

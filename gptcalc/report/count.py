@@ -1,7 +1,5 @@
 """`gptcalc count` as a document: lines, the bridge between the totals, what the number means, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
@@ -36,7 +34,7 @@ def count_document(
         heading=tuple(heading(model, count)),
         tables=tuple(tables),
         notes=("", *(check_reasons([check]) if check else ()), *(f"Note: {note}" for note in model.notes), NOT_COUNTED),
-        data=_data_table(count, depth),
+        data=lambda: _data_table(count, depth),
     )
 
 

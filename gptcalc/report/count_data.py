@@ -1,9 +1,9 @@
 """`gptcalc count` as plain data: what JSON and csv print, at every depth."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired
+
+from typing_extensions import TypedDict
 
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError

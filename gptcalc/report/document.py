@@ -1,10 +1,8 @@
 """What a report says, before it has a form: headings, tables of raw values, notes."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gptcalc.units import format_bytes, format_count, format_fixed, format_signed
 
@@ -12,8 +10,7 @@ Kind = Literal["text", "count", "signed", "bytes", "share", "bar"]
 Value = str | int | Fraction | None
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column by the kind of its values; printers know kinds only.
 
     `wraps` lets long cells break at spaces. Where a terminal is too narrow, columns go in the order of `drop`, highest
@@ -32,8 +29,7 @@ class Column:
         return self.kind not in ("text", "bar")
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """Rows of raw values under columns; `footer` rows are totals of the others."""
 
     title: str
@@ -42,15 +38,14 @@ class Table:
     footer: tuple[tuple[Value, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A whole report. `data` is the table that csv prints: one record a line, no totals."""
+class Document(NamedTuple):
+    """A whole report. `data` makes the table that csv prints: one record a line, no totals."""
 
     title: str
     heading: tuple[str, ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
-    data: Table
+    data: Callable[[], Table]
 
 
 BLOCKS = " ▏▎▍▌▋▊▉█"

@@ -1,8 +1,5 @@
 """The formats by name. A format is one function here; json prints an answer's own dictionary."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 
@@ -21,6 +18,8 @@ class Format(StrEnum):
 def render(chosen: Format, document: Callable[[], Document], answer: Callable[[], Mapping[str, object]]) -> str:
     """The answer in a format; only what that format needs is built and imported."""
     if chosen is Format.JSON:
+        import json
+
         return json.dumps(answer(), indent=2, ensure_ascii=False) + "\n"
     if chosen is Format.TABLE:
         from gptcalc.report.terminal import render as render_table

@@ -1,7 +1,5 @@
 """A document for programs and pages: csv, markdown, html. Numbers are whole; csv has them bare."""
 
-from __future__ import annotations
-
 import csv
 import io
 from fractions import Fraction
@@ -12,10 +10,10 @@ from gptcalc.report.document import Document, Table, Value, cell
 
 def render_csv(document: Document) -> str:
     """The data table, one record a line, integers without separators."""
-    target = io.StringIO()
+    data, target = document.data(), io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow([column.key for column in document.data.columns])
-    writer.writerows([_bare(value) for value in row] for row in document.data.rows)
+    writer.writerow([column.key for column in data.columns])
+    writer.writerows([_bare(value) for value in row] for row in data.rows)
     return target.getvalue()
 
 

@@ -1,7 +1,5 @@
 """JSON Schemas, made from the types of what the commands print."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import TypeAdapter

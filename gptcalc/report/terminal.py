@@ -1,22 +1,22 @@
-"""A document for people: rich tables that never cut a number.
+"""A document for people: tables that never cut a number, which rich colours.
 
 On a terminal the table takes its width: long formulas wrap, then whole columns go, and a note says which. Elsewhere it
 is as wide as it needs to be.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import zip_longest
+from textwrap import wrap
 
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
-from rich.table import Table as RichTable
+from rich.console import Console
 from rich.text import Text
 
-from gptcalc.report.document import Column, Document, Table, bar, cell
+from gptcalc.report.document import Column, Document, Table, Value, bar, cell
 
 GAP = 2
 BAR_WIDTH, BAR_MINIMUM = 16, 4
@@ -106,30 +106,41 @@ def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
 
 def _print_table(console: Console, table: Table, width: int) -> None:
     kept, widths = fit(table, width)
-    drawn = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=any(c.title for c in table.columns))
-    for index in kept:
-        column = table.columns[index]
-        justify: JustifyMethod = "right" if column.right else "left"
-        drawn.add_column(column.title, justify=justify, width=widths[index], overflow="fold", header_style="dim")
-    for row in table.rows:
-        drawn.add_row(*(_drawn(table, row, index, widths[index]) for index in kept))
-    for row in table.footer:
-        drawn.add_row(*(_drawn(table, row, index, widths[index]) for index in kept), style="bold")
-    console.print()
-    if table.title:
-        console.print(Text(table.title, style="bold"))
-    console.print(drawn, soft_wrap=False)
+    columns = [table.columns[index] for index in kept]
+    lines = [Text(table.title, style="bold")] if table.title else []
+    if any(column.title for column in columns):
+        lines += _row_lines(columns, [column.title for column in columns], [widths[index] for index in kept], "dim")
+    for rows, style in ((table.rows, ""), (table.footer, "bold")):
+        for row in rows:
+            cells = [_text(table, row, index, widths[index]) for index in kept]
+            lines += _row_lines(columns, cells, [widths[index] for index in kept], style)
     dropped = [column.title or column.key for index, column in enumerate(table.columns) if index not in kept]
     if dropped:
-        console.print(Text(f"(no room at this width for: {', '.join(dropped)})", style="dim"))
+        lines.append(Text(f"(no room at this width for: {', '.join(dropped)})", style="dim"))
+    console.print()
+    console.print(Text("\n").join(lines), soft_wrap=True)
 
 
-def _drawn(table: Table, row: tuple[object, ...], index: int, width: int) -> Text:
+def _text(table: Table, row: tuple[Value, ...], index: int, width: int) -> str:
     column, value = table.columns[index], row[index]
-    if column.kind == "bar":
-        largest = max(
-            (share for other in table.rows if isinstance(share := other[index], Fraction)), default=Fraction(0)
-        )
-        share = value / largest if isinstance(value, Fraction) and largest else Fraction(0)
-        return Text(bar(share, width), style="cyan")
-    return Text(cell(value, column.kind) if isinstance(value, str | int | Fraction) else "")
+    if column.kind != "bar":
+        return cell(value, column.kind)
+    largest = max((share for other in table.rows if isinstance(share := other[index], Fraction)), default=Fraction(0))
+    return bar(value / largest if isinstance(value, Fraction) and largest else Fraction(0), width)
+
+
+def _row_lines(columns: list[Column], cells: list[str], widths: list[int], style: str) -> Iterator[Text]:
+    """The lines of one row: cells that wrap go on below themselves."""
+    wrapped = [
+        wrap(text, width, break_on_hyphens=False) if column.wraps and cell_len(text) > width else [text]
+        for column, text, width in zip(columns, cells, widths, strict=True)
+    ]
+    for parts in zip_longest(*wrapped, fillvalue=""):
+        line = Text(style=style)
+        for place, (column, part, width) in enumerate(zip(columns, parts, widths, strict=True)):
+            space = " " * (width - cell_len(part))
+            line.append(" " * GAP if place else "")
+            line.append(
+                f"{space}{part}" if column.right else f"{part}{space}", "cyan" if column.kind == "bar" else None
+            )
+        yield line

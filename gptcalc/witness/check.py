@@ -1,7 +1,5 @@
 """A whole check of one model: every witness that can be heard."""
 
-from __future__ import annotations
-
 from gptcalc.catalog import Resolved
 from gptcalc.inventory import Weight, inventory
 from gptcalc.ledger.evidence import Check

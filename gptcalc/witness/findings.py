@@ -1,7 +1,5 @@
 """Comparing the inventory with a module that was really built: names, shapes, ties, components, totals."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,12 +19,12 @@ class Built(NamedTuple):
     unembedding included; `active` what one token uses, where the module can tell.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, "Tensor"]
     components: Mapping[str, int]
     active: int | None
 
 
-def stored_elements(tensors: Iterable[Tensor]) -> int:
+def stored_elements(tensors: Iterable["Tensor"]) -> int:
     """Unique parameters, each once however many names it has."""
     return sum({id(tensor): tensor.numel() for tensor in tensors}.values())
 

@@ -4,8 +4,6 @@ It tests what the reference module cannot: that the family read the hyperparamet
 told apart by the names of the class's tensors, with rules of this file alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from gptcalc.catalog import Resolved
 from gptcalc.errors import GptcalcError
 from gptcalc.inventory import Weight
 from gptcalc.ledger.evidence import Evidence
-from gptcalc.spec import Spec
 from gptcalc.witness.findings import Built, compare, stored_elements
 from gptcalc.witness.reference import need_torch
 
@@ -61,7 +58,10 @@ def transformers_class(model: Resolved, rows: Sequence[Weight]) -> Evidence:
         reason = "transformers is not installed"
     if reason:
         return Evidence(WITNESS, "family mapping not checked", skipped=reason)
-    module, version = _build(model)
+    try:
+        module, version = _build(model)
+    except Exception as error:  # noqa: BLE001  whatever transformers raises, it is its word on this config
+        return Evidence(WITNESS, "family mapping not checked", skipped=f"transformers refuses it ({_last_line(error)})")
     tensors = dict(module.named_parameters(remove_duplicate=False))
     components: Counter[str] = Counter()
     for key, elements in _itemise(tensors):
@@ -77,7 +77,7 @@ def _not_expressible(model: Resolved) -> str:
     known = {key: value for key, value in model.huggingface.items() if key in family.names() and value is not None}
     try:
         plain = family.load(family.translate(known, model.name), model.name)
-        if _shapes(plain.spec()) == _shapes(model.spec):
+        if plain.spec() == model.spec:
             return ""
     except GptcalcError as error:
         return f"no transformers config gives this model ({error})"
@@ -86,23 +86,31 @@ def _not_expressible(model: Resolved) -> str:
     return f"no transformers config has {differing}"
 
 
-def _shapes(spec: Spec) -> dict[str, Any]:
-    return spec.model_dump()
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _build(model: Resolved) -> tuple[Any, str]:
     torch = need_torch()
+    from logging import ERROR
+
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     fields = {key: value for key, value in model.huggingface.items() if key != "model_type"}
-    config = AutoConfig.for_model(model.family.model_type, **fields)
-    with torch.device("meta"):
-        module: Any = cast(Any, AutoModelForCausalLM).from_config(config)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(ERROR)  # remarks on token ids, which no weight depends on
+    try:
+        config = AutoConfig.for_model(model.family.model_type, **fields)
+        with torch.device("meta"):
+            module: Any = cast(Any, AutoModelForCausalLM).from_config(config)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     return module, transformers.__version__
 
 
-def _itemise(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
+def _itemise(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, int]]:
     for name, tensor in tensors.items():
         suffix = "_bias" if name.endswith(".bias") else ""
         for pattern, keys in FUSED:
@@ -114,7 +122,7 @@ def _itemise(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
             yield key if key.startswith("norm") else key + suffix, tensor.numel()
 
 
-def _active(tensors: Mapping[str, Tensor], config: Any) -> int:
+def _active(tensors: Mapping[str, "Tensor"], config: Any) -> int:
     unique = {id(tensor): (name, tensor.numel()) for name, tensor in tensors.items()}.values()
     experts = sum(size for name, size in unique if ".experts." in name)
     if not experts:

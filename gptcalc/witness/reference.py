@@ -1,7 +1,5 @@
 """The first witness: gptcalc's own torch modules, built on the meta device, where no weight is ever allocated."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from types import ModuleType

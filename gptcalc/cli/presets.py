@@ -1,0 +1,40 @@
+"""`gptcalc presets`: the models that have a name."""
+
+from typing import Annotated
+
+import typer
+
+from gptcalc import catalog
+from gptcalc.cli.options import FormatOption, complete_preset
+from gptcalc.cli.output import answer
+from gptcalc.ledger.claims import judge_all
+from gptcalc.ledger.parameters import parameters
+from gptcalc.report.formats import Format, render
+from gptcalc.report.presets import Entry, preset_document, preset_json, presets_document, presets_json
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True, epilog="Example: gptcalc presets show gpt3-175b")
+def presets(ctx: typer.Context, format_: FormatOption = Format.TABLE) -> None:
+    """List every model that has a name; `presets show NAME` prints one whole."""
+    if ctx.invoked_subcommand:
+        return
+    entries = [_entry(preset) for preset in catalog.presets()]
+    answer(render(format_, lambda: presets_document(entries), lambda: presets_json(entries)))
+
+
+@app.command(epilog="Example: gptcalc presets show gpt2-xl")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_preset, show_default=False)],
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Print a preset's hyperparameters, its source, and every published claim with its verdict."""
+    preset = catalog.need_preset(name)
+    entry, judged = _entry(preset), judge_all([preset])
+    answer(render(format_, lambda: preset_document(entry, judged), lambda: preset_json(entry, judged)))
+
+
+def _entry(preset: catalog.Preset) -> Entry:
+    model = catalog.resolve(preset.name, {})
+    return Entry(preset, model, parameters(model.spec).totals)
