@@ -8,6 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -108,9 +109,7 @@ def _claims(stem: str) -> dict[str, tuple[Claim, ...]]:
 
 
 def _folder() -> Path:
-    import gptcalc.presets as data
-
-    return Path(data.__file__ or "").parent / "models"
+    return Path(import_module("gptcalc.presets").__file__ or "").parent / "models"
 
 
 @cache

@@ -54,6 +54,13 @@ def format_bytes(amount: int) -> str:
     return f"{amount:,} B"
 
 
+def format_scientific(amount: int, digits: int = 5) -> str:
+    """A number too long for a column, as papers print FLOPs: `3.14288E+23`; rounded, so its label must say so."""
+    power = len(str(abs(amount))) - 1
+    mantissa = format_fixed(Fraction(amount, 10**power), digits)
+    return f"{mantissa}E+{power}"
+
+
 def short_count(amount: int) -> str:
     """A rounded headline beside an exact number: `174.60B`, `124.44M`."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):

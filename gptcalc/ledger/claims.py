@@ -94,26 +94,6 @@ class Judgement:
         """What the catalogue adds to the claim."""
         return self.claim.note
 
-    def to_dict(self) -> dict[str, object]:
-        """The row for JSON: whole numbers are integers, others exact fractions in a string (`1/3`)."""
-        return {
-            "model": self.model,
-            "what": self.claim.what,
-            "text": self.claim.text,
-            "of": self.claim.of,
-            "claimed": _jsonable(self.claimed),
-            "computed": _jsonable(self.computed),
-            "verdict": self.verdict,
-            "reading": self.reading,
-            "terms": [{"label": term.label, "amount": _jsonable(term.amount)} for term in self.terms],
-            "source": self.claim.source,
-            "note": self.claim.note,
-        }
-
-
-def _jsonable(amount: Amount) -> int | str:
-    return amount if isinstance(amount, int) else str(amount)
-
 
 def _plain(amount: Amount) -> Amount:
     return int(amount) if amount.denominator == 1 else amount

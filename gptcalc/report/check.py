@@ -99,7 +99,7 @@ def _evidence_table(checks: Sequence[Check]) -> Table:
             tensors = None if seen.skipped else seen.tensors
             rows.append((name, seen.witness, _verdict(seen), tensors, stored, seen.subject))
     columns = (
-        Column("model", "model"),
+        Column("model", "model", folded=True),
         Column("witness", "witness"),
         Column("verdict", "verdict"),
         Column("tensors", "tensors", "count", drop=1),
@@ -112,7 +112,7 @@ def _evidence_table(checks: Sequence[Check]) -> Table:
 def _finding_tables(checks: Sequence[Check]) -> list[Table]:
     columns = (
         Column("kind", "kind"),
-        Column("name", "tensor, component or total"),
+        Column("name", "tensor, component or total", wraps=True, folded=True),
         Column("expected", "gptcalc says", wraps=True),
         Column("found", "PyTorch has", wraps=True),
     )

@@ -8,7 +8,16 @@ from typing_extensions import TypedDict
 
 from gptcalc.ledger.claims import VERDICTS, Judgement
 from gptcalc.report.document import Column, Document, Table, Value
-from gptcalc.units import format_fixed, format_signed
+from gptcalc.units import format_fixed, format_scientific, format_signed
+
+#: FLOPs of a training run print as papers print them; json and csv keep every digit.
+LONG = 10**18
+
+
+VERDICTS_SAY = (
+    "exact: the very number; rounds: the computed number, rounded as printed; convention differs: another legitimate"
+    " way to count gives it; wrong: none does. The difference is claimed − computed, and its terms add up to it."
+)
 
 
 class TermJSON(TypedDict):
@@ -74,14 +83,8 @@ def counts(judged: Iterable[Judgement]) -> dict[str, int]:
 def claims_document(judged: Sequence[Judgement]) -> Document:
     """A row for each claim, and how many came out how."""
     summary = ", ".join(f"{number} {verdict}" for verdict, number in counts(judged).items())
-    notes = (
-        "",
-        "exact: the very number; rounds: the computed number, rounded as printed;"
-        " convention differs: another legitimate way to count gives it; wrong: none does."
-        " The difference is claimed − computed, and its terms add up to it.",
-    )
     table = claims_table(judged)
-    return Document(f"{len(judged)} claims: {summary}", (), (table,), notes, lambda: _data_table(judged))
+    return Document(f"{len(judged)} claims: {summary}", (), (table,), ("", VERDICTS_SAY), lambda: _data_table(judged))
 
 
 def claims_table(judged: Sequence[Judgement], *, with_model: bool = True) -> Table:
@@ -89,7 +92,7 @@ def claims_table(judged: Sequence[Judgement], *, with_model: bool = True) -> Tab
     columns = (
         Column("model", "model", drop=1),
         Column("what", "what is claimed", wraps=True),
-        Column("text", "claimed"),
+        Column("text", "claimed", wraps=True),
         Column("computed", "computed", "count"),
         Column("verdict", "verdict", wraps=True),
         Column("difference", "the difference", wraps=True, drop=2),
@@ -118,12 +121,16 @@ def _terms(judged: Judgement) -> str:
 
 
 def _signed(amount: int | Fraction) -> str:
+    if not -LONG < amount < LONG:
+        return ("+" if amount > 0 else "") + format_scientific(int(amount))
     if isinstance(amount, int):
         return format_signed(amount)
     return ("+" if amount > 0 else "") + format_fixed(amount, 2)
 
 
 def _amount(amount: int | Fraction) -> Value:
+    if amount >= LONG:
+        return format_scientific(int(amount))
     return amount if isinstance(amount, int) else format_fixed(amount, 2)
 
 

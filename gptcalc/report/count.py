@@ -68,8 +68,14 @@ _NUMBERS = Column("numbers", "in numbers", wraps=True, drop=4)
 _STORED = Column("stored", "parameters", "count")
 _SHARE = Column("share", "share", "share", drop=1)
 _BAR = Column("bar", "", "bar", drop=2)
-_TENSOR_LABEL = Column("component", "component", wraps=True, drop=3)
 _LINE_COLUMNS = (_COMPONENT, _FORMULA, _NUMBERS, _STORED, _SHARE, _BAR)
+_TENSOR_COLUMNS = (
+    Column("tensor", "tensor", folded=True),
+    Column("shape", "shape", drop=2),
+    Column("component", "component", wraps=True, drop=3),
+    _STORED,
+    _SHARE,
+)
 
 
 def _line_rows(lines: Iterable[tuple[str, Formula, int]], stored: int) -> list[tuple[Value, ...]]:
@@ -101,10 +107,8 @@ def _tensor_table(count: Parameters) -> Table:
     rows: list[tuple[Value, ...]] = []
     for line in count_lines(count, depth=3):
         label = f"{line['label']} (tied to {line['tied_to']})" if line["tied_to"] else line["label"]
-        shape = f"({', '.join(map(str, line['shape']))})"
-        rows.append((line["key"], shape, label, line["stored"], Fraction(line["stored"], stored)))
-    columns = (Column("tensor", "tensor"), Column("shape", "shape", drop=2), _TENSOR_LABEL, _STORED, _SHARE)
-    return Table("", columns, tuple(rows), (("stored", "", "", stored, Fraction(1)),))
+        rows.append((line["key"], str(tuple(line["shape"])), label, line["stored"], Fraction(line["stored"], stored)))
+    return Table("", _TENSOR_COLUMNS, tuple(rows), (("stored", "", "", stored, Fraction(1)),))
 
 
 def _tied(line: Line) -> str:

@@ -14,7 +14,7 @@ class Column(NamedTuple):
     """A column by the kind of its values; printers know kinds only.
 
     `wraps` lets long cells break at spaces. Where a terminal is too narrow, columns go in the order of `drop`, highest
-    first; 0 is never dropped.
+    first; 0 is never dropped. Then names break at any letter in columns that may be `folded`.
     """
 
     key: str
@@ -22,6 +22,7 @@ class Column(NamedTuple):
     kind: Kind = "text"
     wraps: bool = False
     drop: int = 0
+    folded: bool = False
 
     @property
     def right(self) -> bool:

@@ -85,7 +85,7 @@ def presets_document(entries: Sequence[Entry]) -> Document:
     """A row for each preset, family by family."""
     columns = (
         Column("family", "family", drop=8),
-        Column("name", "name"),
+        Column("name", "name", folded=True),
         Column("aliases", "aliases", wraps=True, drop=9),
         Column("d_model", "d_model", "count", drop=4),
         Column("n_layers", "layers", "count", drop=6),

@@ -6,6 +6,7 @@ is as wide as it needs to be.
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,6 +21,7 @@ from gptcalc.report.document import Column, Document, Table, Value, bar, cell
 
 GAP = 2
 BAR_WIDTH, BAR_MINIMUM = 16, 4
+FOLD_MINIMUM = 12
 
 
 def render(document: Document) -> str:
@@ -81,7 +83,7 @@ def _minimum(table: Table, index: int) -> int:
         return BAR_MINIMUM
     if not column.wraps:
         return _natural(table, index)
-    words = (word for text in [column.title, *_texts(table, index)] for word in text.split(" "))
+    words = (word for text in [column.title, *_texts(table, index)] for word in re.split(r" |(?<=\w-)(?=\w)", text))
     return max(map(cell_len, words))
 
 
@@ -95,6 +97,8 @@ def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
 
     while spare() < 0 and any(table.columns[index].drop for index in kept):
         kept.remove(max(kept, key=lambda index: table.columns[index].drop))
+    for index in (index for index in kept if table.columns[index].folded):
+        least[index] = max(min(least[index], FOLD_MINIMUM), least[index] + min(spare(), 0))
     widths = {index: least[index] for index in kept}
     left = max(spare(), 0)
     for index in sorted(kept, key=lambda index: table.columns[index].kind == "bar"):
@@ -132,7 +136,7 @@ def _text(table: Table, row: tuple[Value, ...], index: int, width: int) -> str:
 def _row_lines(columns: list[Column], cells: list[str], widths: list[int], style: str) -> Iterator[Text]:
     """The lines of one row: cells that wrap go on below themselves."""
     wrapped = [
-        wrap(text, width, break_on_hyphens=False) if column.wraps and cell_len(text) > width else [text]
+        wrap(text, width) if (column.wraps or column.folded) and cell_len(text) > width else [text]
         for column, text, width in zip(columns, cells, widths, strict=True)
     ]
     for parts in zip_longest(*wrapped, fillvalue=""):

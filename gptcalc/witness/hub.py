@@ -86,7 +86,6 @@ def _not_expressible(model: Resolved) -> str:
     return f"no transformers config has {differing}"
 
 
-
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 

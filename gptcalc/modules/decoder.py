@@ -1,0 +1,198 @@
+"""The decoder that a spec describes, as a module that runs: the independent witness of the inventory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gptcalc.errors import UnknownNameError
+from gptcalc.modules.checks import IGNORED_TARGET, check_targets
+from gptcalc.modules.embedding import GPTEmbedding, GPTEmbeddingConfig
+from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_normal, make, register
+from gptcalc.modules.rotary import AngleTables
+from gptcalc.spec import Spec
+
+
+def build(spec: Spec) -> Decoder:
+    """The decoder of `spec` on the default device; under `torch.device("meta")` it has shapes and no values.
+
+    Names and shapes are those of the transformers class, so that its state dict loads strictly.
+    """
+    return Decoder(spec)
+
+
+class DecoderOutput(NamedTuple):
+    """`logits` (B, T, V), and the mean cross entropy in nats where targets were given."""
+
+    logits: Tensor
+    loss: Tensor | None
+
+
+@register("unembedding")
+class Unembedding(Itemised):
+    """D to V: a score for each token. Tied (Press & Wolf 2017): its weight is the token table, given by the decoder."""
+
+    def __init__(self, dims: Dims, *, tied: bool, bias: bool = False) -> None:
+        """Allocate and initialise what is its own."""
+        super().__init__()
+        self.tied = tied
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        self.register_parameter("weight", None if tied else empty(dims.n_vocab, dims.d_model))
+        self.register_parameter("bias", empty(dims.n_vocab) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Rows from N(0, 0.02²), bias zero; a tied table belongs to the input stage."""
+        if self.weight is not None and not self.tied:
+            init_normal(self.weight)
+        init_constant(self.bias, 0.0)
+
+    @property
+    def matrix(self) -> nn.Parameter:
+        """(V, D)."""
+        if self.weight is None:
+            raise RuntimeError("a tied unembedding has no weight until the decoder ties it")
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to logits (B, T, V)."""
+        return functional.linear(x, self.matrix, self.bias)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """The matrix, tied or not, and the bias."""
+        yield "unembedding", self.matrix
+        if self.bias is not None:
+            yield "lm_head_bias", self.bias
+
+
+class Trunk(GPTEmbedding):
+    """The input stage, the layers and the final norm, in one container as published checkpoints have them."""
+
+    def __init__(self, spec: Spec) -> None:
+        """Build every layer of every group."""
+        positions = "" if spec.positions is None else spec.positions.name
+        super().__init__(_input_config(spec), names=(spec.embedding.name, positions))
+        dims = Dims.of(spec)
+        self.layers_name = spec.layers_name
+        groups = [(group.n_layers, group.block.model_dump()) for group in spec.layers]
+        blocks = [make(block, dims) for n_layers, block in groups for _ in range(n_layers)]
+        self.attach(spec.layers_name, nn.ModuleList(blocks))
+        self.norm_name = None if spec.final_norm is None else spec.final_norm.name
+        if spec.final_norm is not None:
+            self.attach(spec.final_norm.name, make(spec.final_norm.model_dump(), dims))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, the first one first."""
+        layers = getattr(self, self.layers_name)
+        if not isinstance(layers, nn.ModuleList):
+            raise TypeError(f"{self.layers_name} is a {type(layers).__name__}, not the list of layers")
+        return layers
+
+    def forward(self, input_ids: Tensor, use_layer_norm: bool = False) -> Tensor:  # noqa: FBT001, FBT002  as GPTEmbedding
+        """Token IDs (B, T) to the vectors (B, T, D) that the unembedding reads."""
+        x = super().forward(input_ids, use_layer_norm)
+        tables: AngleTables = {}
+        for block in self.blocks:
+            x = block(x, tables)
+        return x if self.norm_name is None else self.child(self.norm_name)(x)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Input stage, layers, final norm."""
+        yield from super().itemise()
+        for block in self.blocks:
+            if isinstance(block, Itemised):
+                yield from block.itemise()
+        if self.norm_name is not None:
+            yield from self.child(self.norm_name).itemise()
+
+
+def _input_config(spec: Spec) -> GPTEmbeddingConfig:
+    """The input stage's hyperparameters; a field of a part that the stage does not have is an error."""
+    if spec.embedding.kind != "token_embedding":
+        raise UnknownNameError.near("kind of input stage", spec.embedding.kind, ["token_embedding"])
+    fields: dict[str, Any] = Dims.of(spec)._asdict() | spec.embedding.model_dump(exclude={"kind", "name"})
+    if spec.positions is None:
+        return GPTEmbeddingConfig(positions="none", **fields)
+    extra = spec.positions.model_dump(exclude={"kind", "name"})
+    return GPTEmbeddingConfig(positions=spec.positions.kind, **fields, **extra)
+
+
+class Decoder(Itemised):
+    """Token IDs to logits; children bear the published names. Everything follows the parameters' device and dtype."""
+
+    def __init__(self, spec: Spec) -> None:
+        """Build the trunk and the unembedding, and tie them where the spec says so."""
+        super().__init__()
+        self.n_vocab = spec.n_vocab
+        self.trunk_name, self.unembedding_name = spec.trunk, spec.unembedding.name
+        self.attach(spec.trunk, Trunk(spec))
+        self.attach(spec.unembedding.name, make(spec.unembedding.model_dump(), Dims.of(spec)))
+        self.tie()
+
+    @property
+    def trunk(self) -> Trunk:
+        """All but the unembedding."""
+        trunk = self.child(self.trunk_name)
+        if not isinstance(trunk, Trunk):
+            raise TypeError(f"{self.trunk_name} is a {type(trunk).__name__}, not a Trunk")
+        return trunk
+
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> DecoderOutput:
+        """Logits (B, T, V) for IDs (B, T), and the loss where `targets` (B, T) are given.
+
+        `targets[b, t]` is the token that `logits[b, t]` should predict (shifted by the caller, as in nanoGPT); −100
+        does not count. The loss is a mean over what counts, computed in fp32. Raises as `GPTEmbedding.forward` does.
+        """
+        x: Tensor = self.trunk(input_ids)
+        logits: Tensor = self.child(self.unembedding_name)(x)
+        if targets is None:
+            return DecoderOutput(logits, None)
+        check_targets(targets, input_ids, self.n_vocab)
+        flat = logits.float().flatten(0, 1)
+        return DecoderOutput(logits, functional.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED_TARGET))
+
+    def tie(self) -> None:
+        """Let a tied unembedding use the token table: one parameter, two names."""
+        head = self.child(self.unembedding_name)
+        if isinstance(head, Unembedding) and head.tied:
+            head.weight = self.trunk.token_weight
+
+    def reset_parameters(self) -> None:
+        """Draw every weight anew: what a decoder needs that was built on meta and moved by `to_empty`."""
+        for module in self.modules():
+            if module is not self and isinstance(module, Itemised):
+                module.reset_parameters()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002  torch's
+        """Copy (or `assign`) the tensors; a tie survives assignment."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.tie()
+        return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:  # noqa: FBT001, FBT002  torch's
+        """Move or cast; leaving the meta device makes new parameters, so tie again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.tie()
+        return self
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Trunk, then unembedding: a tied one is yielded too, with the token table's tensor."""
+        yield from self.trunk.itemise()
+        yield from self.child(self.unembedding_name).itemise()
+
+    def active_elements(self) -> int:
+        """Parameters that one token uses, each once: whole tables, and of the experts those that it is routed to."""
+        seen: set[int] = set()
+        total = 0
+        for module in self.modules():
+            used, of = module.active if isinstance(module, Itemised) else (1, 1)
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    total += parameter.numel() // of * used
+        return total

@@ -1,0 +1,103 @@
+"""What every module of the reference decoder is: a part built by its `kind`, which itemises its own tensors.
+
+The modules read a part's plain fields and nothing else of it, so that they can disagree with the inventory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gptcalc.errors import InvalidValueError, UnknownNameError
+from gptcalc.spec import Spec
+
+#: The standard deviation of every matrix and table at the start (Radford et al. 2018, §4.1; GPT-2's released code).
+INITIAL_STD = 0.02
+
+
+class Dims(NamedTuple):
+    """The sizes that all parts of a model share."""
+
+    d_model: int
+    n_vocab: int
+    n_ctx: int
+
+    @classmethod
+    def of(cls, spec: Spec) -> Dims:
+        """The shared sizes of `spec`."""
+        return cls(spec.d_model, spec.n_vocab, spec.n_ctx)
+
+
+class Itemised(nn.Module):
+    """A module that can say which component each of its numbers belongs to."""
+
+    #: Of its own tensors (not those of its children) one token uses `active[0]` in `active[1]`.
+    active: tuple[int, int] = (1, 1)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter below this module once: component key, and the tensor, or slice of it, that forward uses."""
+        raise NotImplementedError(type(self).__name__)
+
+    def reset_parameters(self) -> None:
+        """Draw its own parameters anew, not those of its children; most modules have none of their own."""
+
+    def attach(self, name: str, module: nn.Module) -> None:
+        """Add a child under its published name, which must be free."""
+        if hasattr(self, name) or not name or "." in name:
+            raise InvalidValueError(
+                f"{type(self).__name__}: read a part named {name!r}; allowed: a free name without dots"
+            )
+        self.add_module(name, module)
+
+    def child(self, name: str) -> Itemised:
+        """The child of that name."""
+        module = getattr(self, name)
+        if not isinstance(module, Itemised):
+            raise TypeError(f"{type(self).__name__}.{name} is a {type(module).__name__}, which does not itemise itself")
+        return module
+
+
+Builder = TypeVar("Builder", bound=Callable[..., Itemised])
+
+_BUILDERS: dict[str, Callable[..., Itemised]] = {}
+
+
+def register(kind: str) -> Callable[[Builder], Builder]:
+    """Enter a class, or a function that returns a module, as what builds parts of `kind`."""
+
+    def enter(builder: Builder) -> Builder:
+        if kind in _BUILDERS:
+            raise TypeError(f"two modules of kind {kind!r}: {_BUILDERS[kind].__name__} and {builder.__name__}")
+        _BUILDERS[kind] = builder
+        return builder
+
+    return enter
+
+
+def make(part: Mapping[str, Any], dims: Dims) -> Itemised:
+    """The module of a dumped part; a field that the module does not know is an error, never ignored."""
+    fields = {key: value for key, value in part.items() if key not in ("kind", "name")}
+    kind = str(part.get("kind"))
+    if kind not in _BUILDERS:
+        raise UnknownNameError.near("kind of module", kind, _BUILDERS)
+    return _BUILDERS[kind](dims, **fields)
+
+
+def init_normal(parameter: Tensor) -> None:
+    """Draw from N(0, 0.02²); a tensor on the meta device has no values to draw."""
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, mean=0.0, std=INITIAL_STD)
+
+
+def init_constant(parameter: Tensor | None, value: float) -> None:
+    """Fill with `value`, where there is a tensor and it has values."""
+    if parameter is not None and not parameter.is_meta:
+        nn.init.constant_(parameter, value)
+
+
+def empty(*shape: int) -> nn.Parameter:
+    """A parameter without values, on the default device and of the default dtype."""
+    return nn.Parameter(torch.empty(shape))

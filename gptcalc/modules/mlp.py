@@ -1,0 +1,82 @@
+"""What each token computes on its own: a dense or a gated network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.nn import functional
+
+from gptcalc.modules.activation import activation_named
+from gptcalc.modules.itemised import Dims, Itemised, register
+from gptcalc.modules.linear import Linear
+
+
+@register("dense")
+class DenseMLP(Itemised):
+    """D up to F, an activation, F down to D (Vaswani et al. 2017, §3.3)."""
+
+    def __init__(  # noqa: PLR0913  the fields of the part
+        self,
+        dims: Dims,
+        *,
+        d_ff: int,
+        activation: str,
+        bias: bool,
+        up_name: str = "up_proj",
+        down_name: str = "down_proj",
+        transposed: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the two layers under their published names."""
+        super().__init__()
+        self.activation, self.dropout = activation_named(activation), dropout
+        self.up_name, self.down_name = up_name, down_name
+        self.attach(up_name, Linear(dims.d_model, [("mlp_up", d_ff)], bias=bias, transposed=transposed))
+        self.attach(down_name, Linear(d_ff, [("mlp_down", dims.d_model)], bias=bias, transposed=transposed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) to (…, D)."""
+        y: Tensor = self.child(self.down_name)(self.activation(self.child(self.up_name)(x)))
+        return functional.dropout(y, self.dropout, self.training)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Up, then down."""
+        yield from self.child(self.up_name).itemise()
+        yield from self.child(self.down_name).itemise()
+
+
+@register("gated")
+class GatedMLP(Itemised):
+    """activation(gate(x)) · up(x), then down (Shazeer 2020)."""
+
+    def __init__(  # noqa: PLR0913  the fields of the part
+        self,
+        dims: Dims,
+        *,
+        d_ff: int,
+        activation: str,
+        bias: bool,
+        gate_name: str = "gate_proj",
+        up_name: str = "up_proj",
+        down_name: str = "down_proj",
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the three layers under their published names."""
+        super().__init__()
+        self.activation, self.dropout = activation_named(activation), dropout
+        self.gate_name, self.up_name, self.down_name = gate_name, up_name, down_name
+        self.attach(gate_name, Linear(dims.d_model, [("mlp_gate", d_ff)], bias=bias))
+        self.attach(up_name, Linear(dims.d_model, [("mlp_up", d_ff)], bias=bias))
+        self.attach(down_name, Linear(d_ff, [("mlp_down", dims.d_model)], bias=bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) to (…, D)."""
+        inner = self.activation(self.child(self.gate_name)(x)) * self.child(self.up_name)(x)
+        y: Tensor = self.child(self.down_name)(inner)
+        return functional.dropout(y, self.dropout, self.training)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Gate, up, then down."""
+        for name in (self.gate_name, self.up_name, self.down_name):
+            yield from self.child(name).itemise()

@@ -1,0 +1,81 @@
+"""How the input learns where it stands: a learned table, or sinusoids that store nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gptcalc.modules.checks import check_length
+from gptcalc.modules.itemised import Dims, Itemised, empty, init_normal, register
+
+
+class PositionalEmbedding(Itemised):
+    """A learned row of width D for each of C positions (Radford et al. 2018, §4.1): C·D parameters."""
+
+    def __init__(self, max_seq_len: int, embed_dim: int) -> None:
+        """Allocate `weight` (C, D) and draw it from N(0, 0.02²)."""
+        super().__init__()
+        self.max_seq_len = max_seq_len
+        self.weight = empty(max_seq_len, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Rows from N(0, 0.02²)."""
+        init_normal(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rows (T, D) of the positions of x: token IDs (B, T), or what is computed of them (B, T, …).
+
+        Raises a `ValueError` where T > C.
+        """
+        check_length(x.shape[1], self.max_seq_len)
+        return functional.embedding(torch.arange(x.shape[1], device=x.device), self.weight)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """The table."""
+        yield "positions", self.weight
+
+
+class SinusoidalPositionalEmbedding(Itemised):
+    """Fixed sinusoids (Vaswani et al. 2017, §3.5): no parameters, any length, any width.
+
+    PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(pos / 10000^(2i/D)); an odd D ends with a sine.
+    `max_seq_len` is what the model was meant for, not a limit.
+    """
+
+    def __init__(self, max_seq_len: int | None = None, *, embed_dim: int) -> None:
+        """Nothing is allocated."""
+        super().__init__()
+        self.max_seq_len, self.embed_dim = max_seq_len, embed_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rows (T, D) for x: token IDs (B, T) → the default dtype; embeddings (B, T, D) → their dtype."""
+        dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
+        # An angle of 100,000 radians has an error of 0.004 in fp32; Apple's GPUs have no fp64.
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        evens = torch.arange(0, self.embed_dim, 2, dtype=exact, device=x.device)
+        positions = torch.arange(x.shape[1], dtype=exact, device=x.device)
+        angles = torch.outer(positions, 10_000.0 ** (-evens / self.embed_dim))
+        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+        return waves[:, : self.embed_dim].to(dtype)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Nothing is stored."""
+        yield from ()
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows."""
+        return f"embed_dim={self.embed_dim}"
+
+
+@register("learned")
+def _learned(dims: Dims) -> PositionalEmbedding:
+    return PositionalEmbedding(max_seq_len=dims.n_ctx, embed_dim=dims.d_model)
+
+
+@register("sinusoidal")
+def _sinusoidal(dims: Dims) -> SinusoidalPositionalEmbedding:
+    return SinusoidalPositionalEmbedding(max_seq_len=dims.n_ctx, embed_dim=dims.d_model)

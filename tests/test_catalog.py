@@ -1,0 +1,139 @@
+"""Finding a model, and what follows from changing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import gptcalc
+from gptcalc.catalog import resolve
+from gptcalc.errors import GptcalcError
+
+
+def stored(model: object = None, **overrides: object) -> int:
+    """Stored parameters."""
+    return gptcalc.count(model, **overrides).totals.stored  # type: ignore[arg-type]
+
+
+def test_no_model_is_gpt2_small() -> None:
+    """Overrides alone speak of GPT-2 Small."""
+    assert stored() == stored("gpt2") == stored("openai-community/gpt2") == stored("GPT2-Small") == 124_439_808
+
+
+def test_a_new_width_keeps_the_head_size_and_the_ratio_of_the_mlp() -> None:
+    """GPT-2 Small at width 1024 has 16 heads of 64 and an MLP of 4096."""
+    model = resolve("gpt2", {"d_model": 1024})
+
+    assert model.family.heads == (16, 16, 64)
+    assert model.family.width_ff == 4096
+    assert {key: (change.was, change.now) for key, change in model.followed.items()} == {
+        "n_heads": (12, 16),
+        "n_kv_heads": (12, 16),
+        "d_ff": (3072, 4096),
+    }
+    assert model.changed["d_model"] == (768, 1024)
+
+
+def test_what_is_given_explicitly_wins() -> None:
+    """Heads, head size and MLP width given with a new width stay as given."""
+    model = resolve("gpt2", {"d_model": 1024, "n_heads": 8, "d_ff": 1000})
+
+    assert model.family.heads == (8, 8, 128)
+    assert model.family.width_ff == 1000
+    assert resolve("gpt2", {"d_model": 1024, "d_head": 32}).family.heads == (32, 32, 32)
+    assert resolve("gpt2", {"d_head": 32}).family.heads == (12, 12, 32)
+    assert resolve("gpt2", {"n_heads": 16}).family.heads == (16, 16, 48)
+
+
+def test_grouped_heads_stay_grouped() -> None:
+    """Llama 3 8B keeps its 8 key/value heads, head size and MLP ratio at another width."""
+    model = resolve("llama-3-8b", {"d_model": 2048})
+
+    assert model.family.heads == (16, 8, 128)
+    assert model.family.width_ff == 7168
+
+
+def test_the_ratio_of_the_mlp_must_stay_whole() -> None:
+    """A width at which d_ff would be a fraction is an error that names the nearest widths."""
+    config = {"model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1000}
+
+    with pytest.raises(GptcalcError, match=r"read 831; d_ff keeps its ratio 1000/512 .* nearest: 768, 832"):
+        resolve(config, {"d_model": 831})
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ({"tied": False}, 163_037_184),
+        ({"bias": False}, 124_337_664),
+        ({"n_vocab": 50304}, 124_475_904),
+        ({"qkv_bias": False}, 124_412_160),
+        ({"qkv_bias": False, "tie_word_embeddings": False}, 163_009_536),
+        ({"positions": "sinusoidal"}, 124_439_808 - 1024 * 768),
+        ({"positions": "rotary"}, 124_439_808 - 1024 * 768),
+        ({"positions": "none", "n_ctx": 7}, 124_439_808 - 1024 * 768),
+        ({"n_ctx": 2048}, 125_226_240),
+        ({"vocab_size": 40478}, 116_929_536),
+        ({"n_layer": 6}, 81_912_576),
+    ],
+    ids=str,
+)
+def test_known_variants_of_gpt2_small_come_out_of_overrides(override: dict[str, object], expected: int) -> None:
+    """Each number in circulation is GPT-2 Small with one or two fields changed."""
+    assert stored("gpt2", **override) == expected
+
+
+def test_no_bias_overrules_a_presets_own_bias_fields() -> None:
+    """`bias` speaks of all biases, unless one is given beside it."""
+    assert stored("llms-from-scratch-124m", bias=True) == 163_037_184
+    assert stored("llms-from-scratch-124m", bias=True, qkv_bias=False) == 163_009_536
+
+
+def test_both_kinds_of_names_give_the_same_model() -> None:
+    """Hugging Face's names and gptcalc's own are two ways to say one thing."""
+    assert (
+        resolve("gpt2", {"n_embd": 1024, "n_layer": 3}).spec == resolve("gpt2", {"d_model": 1024, "n_layers": 3}).spec
+    )
+
+
+def test_a_config_is_read_from_a_file_a_folder_and_a_mapping(tmp_path: Path) -> None:
+    """config.json, its folder, a TOML file and a mapping are one model."""
+    config = {"model_type": "gpt2", "n_embd": 96, "n_head": 4, "n_layer": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.toml").write_text('model_type = "gpt2"\nd_model = 96\nn_heads = 4\nn_layers = 3\n')
+    specs = [resolve(source, {}).spec for source in (tmp_path / "config.json", tmp_path, tmp_path / "own.toml", config)]
+
+    assert all(spec == specs[0] for spec in specs)
+
+
+def test_what_a_config_leaves_out_is_said() -> None:
+    """Missing fields take the class's defaults, nulls count as missing, unread fields are named."""
+    model = resolve(
+        {"model_type": "gpt2", "n_embd": 96, "n_head": 4, "n_inner": None, "n_layerz": 3, "use_cache": True}, {}
+    )
+
+    assert model.defaults["n_layers"] == 12
+    assert "d_model" not in model.defaults
+    assert model.notes == ("n_layerz is no field of this family and was not read (nearest: n_layer)",)
+
+
+def test_gpt1_reads_its_gelu_as_the_tanh_approximation() -> None:
+    """Transformers' table for `afn` says gelu and means gelu_new."""
+    spec = resolve({"model_type": "openai-gpt", "afn": "gelu"}, {}).spec
+
+    assert spec.layers[0].block.model_dump()["mlp"]["activation"] == "gelu_new"
+
+
+def test_the_api_gives_frozen_results_in_every_form() -> None:
+    """A count is a value: frozen, as a dictionary, as tables in a notebook."""
+    count = gptcalc.count("gpt3-175b", n_vocab=50304)
+
+    assert count.totals.stored == 174_604_259_328 + 47 * 12288
+    assert count.to_dict()["totals"]["stored"] == count.totals.stored
+    assert "174,604,836,864" in count._repr_html_()
+    with pytest.raises(AttributeError):
+        count.depth = 2  # type: ignore[misc]
+    with pytest.raises(GptcalcError, match="nearest: gpt2"):
+        gptcalc.count("gtp2")
