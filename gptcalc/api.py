@@ -70,8 +70,11 @@ def count(model: Model = None, *, depth: int = 1, **overrides: object) -> Count:
     return Count(resolved, parameters(resolved.spec), depth)
 
 
-def check(model: Model = None, **overrides: object) -> Check:
-    """Compare the inventory of `model` with PyTorch: `.agrees`, and `.evidence` of each witness. Needs torch."""
-    from gptcalc.witness.check import check as witnesses
+def check(model: Model = None, *, witness: str | None = None, **overrides: object) -> Check:
+    """Compare the inventory of `model` with PyTorch: `.agrees`, and `.evidence` of each witness. Needs torch.
 
-    return witnesses(resolve(model, overrides))
+    `witness` names one to hear alone: `reference`, gptcalc's own modules, or `transformers`, the published class.
+    """
+    from gptcalc.witness.check import check as hear
+
+    return hear(resolve(model, overrides), witness)

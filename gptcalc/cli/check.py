@@ -21,6 +21,10 @@ def check(
     model: str | None,
     overrides: dict[str, Any],
     all_: Annotated[bool, typer.Option("--all", help="Check every preset.")] = False,
+    witness: Annotated[
+        str | None,
+        typer.Option("--witness", metavar="NAME", help="Hear one alone: reference or transformers. [default: all]"),
+    ] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Compare every tensor with PyTorch: names, shapes, ties, totals. Exit code 1 where anything differs.
@@ -31,7 +35,7 @@ def check(
     if all_ and model:
         raise InvalidValueError(f"check: read {model!r} with --all; allowed: one of them")
     names = [preset.name for preset in catalog.presets()] if all_ else [model]
-    checks = [api.check(name, **overrides) for name in names]
+    checks = [api.check(name, witness=witness, **overrides) for name in names]
     answer(render(format_, lambda: check_document(checks), lambda: check_json(checks)))
     if not all(done.agrees for done in checks):
         raise typer.Exit(1)

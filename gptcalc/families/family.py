@@ -4,13 +4,28 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from math import gcd
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
+from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.parts.embedding import TokenEmbedding, Unembedding
 from gptcalc.parts.positions import LearnedPositions, Rotary, SinusoidalPositions
-from gptcalc.spec import MOST, MOST_LAYERS, Activation, Layers, PositionKind, Probability, Record, Size, Spec, whole
+from gptcalc.spec import (
+    MOST,
+    MOST_LAYERS,
+    Activation,
+    AnyPart,
+    LayerGroup,
+    Layers,
+    PositionKind,
+    Probability,
+    Record,
+    Size,
+    Spec,
+    whole,
+)
 
 #: Fields of a config.json that change no weight of a decoder.
 IRRELEVANT = frozenset(
@@ -34,6 +49,17 @@ IRRELEVANT = frozenset(
 REFUSED = ("add_cross_attention", "is_encoder_decoder")
 
 
+class Layout(NamedTuple):
+    """What published checkpoints call the modules of a stack; no `final_norm` where there is none."""
+
+    trunk: str
+    layers: str
+    tokens: str
+    positions: str
+    final_norm: str
+    unembedding: str = "lm_head"
+
+
 class Family(Record):
     """Hyperparameters under gptcalc's own names; `huggingface` maps Hugging Face's names to them.
 
@@ -44,6 +70,7 @@ class Family(Record):
     registered: ClassVar[dict[str, type["Family"]]] = {}
     model_type: ClassVar[str]
     huggingface: ClassVar[Mapping[str, tuple[str, ...]]]
+    layout: ClassVar[Layout]
     #: What transformers' config class takes where a file is silent, under gptcalc's own names.
     defaults: ClassVar[Mapping[str, object]]
     #: Names of objects in a config that a family takes apart in `translate`.
@@ -163,12 +190,6 @@ class Family(Record):
             follows["n_kv_heads"] = follows.get("n_heads", changed.n_heads)
         return self.load(changed.model_dump() | follows, where), follows
 
-    def position_part(self, name: str) -> LearnedPositions | SinusoidalPositions | None:
-        """The part that adds positions to the input, where there is one."""
-        if self.positions == "learned":
-            return LearnedPositions(name=name)
-        return SinusoidalPositions(name=name) if self.positions == "sinusoidal" else None
-
     def rotary(self) -> Rotary | None:
         """Rotations inside attention, where positions are rotary."""
         if self.positions != "rotary":
@@ -177,9 +198,47 @@ class Family(Record):
             raise InvalidValueError(f"d_head: read {self.heads[2]}; allowed with rotary positions: an even size")
         return Rotary(theta=self.rope_theta, scaling=self.rope_scaling)
 
+    def attention(self, name: str, **published: Any) -> MultiHeadAttention:
+        """Attention under the names, and in the orientation, in which its tensors are `published`."""
+        n_heads, n_kv_heads, d_head = self.heads
+        return MultiHeadAttention(
+            name=name,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            d_head=d_head,
+            qkv_bias=self.has_bias("qkv_bias"),
+            out_bias=self.has_bias("out_bias"),
+            rotary=self.rotary(),
+            dropout=self.attention_dropout,
+            residual_dropout=self.residual_dropout,
+            **published,
+        )
+
     @abstractmethod
+    def norm(self, name: str) -> AnyPart:
+        """A norm of the family."""
+
+    @abstractmethod
+    def block(self) -> AnyPart:
+        """One layer."""
+
     def spec(self) -> Spec:
-        """The model as a stack of parts."""
+        """The model as a stack of parts: input, equal layers, a final norm where there is one, unembedding."""
+        names = self.layout
+        positions = {"learned": LearnedPositions, "sinusoidal": SinusoidalPositions}.get(self.positions)
+        return Spec(
+            family=self.model_type,
+            d_model=self.d_model,
+            n_vocab=self.n_vocab,
+            n_ctx=self.n_ctx,
+            trunk=names.trunk,
+            layers_name=names.layers,
+            embedding=TokenEmbedding(name=names.tokens, dropout=self.embedding_dropout),
+            positions=positions(name=names.positions) if positions else None,
+            layers=(LayerGroup(n_layers=self.n_layers, block=self.block()),),
+            final_norm=self.norm(names.final_norm) if names.final_norm else None,
+            unembedding=Unembedding(name=names.unembedding, tied=self.tied, bias=self.unembedding_bias),
+        )
 
 
 def _same_ratio(amount: int, old: int, new: int) -> int:

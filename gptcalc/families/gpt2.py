@@ -1,12 +1,9 @@
 """GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020: "the same model and architecture as GPT-2")."""
 
-from gptcalc.families.family import Family
-from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.families.family import Family, Layout
 from gptcalc.parts.block import Block
-from gptcalc.parts.embedding import TokenEmbedding, Unembedding
 from gptcalc.parts.mlp import DenseMLP
 from gptcalc.parts.norm import LayerNorm
-from gptcalc.spec import LayerGroup, Spec
 
 
 class GPT2(Family):
@@ -31,6 +28,7 @@ class GPT2(Family):
         "attn_pdrop": ("attention_dropout",),
         "resid_pdrop": ("residual_dropout",),
     }
+    layout = Layout(trunk="transformer", layers="h", tokens="wte", positions="wpe", final_norm="ln_f")
     defaults = {
         "n_vocab": 50257,
         "n_ctx": 1024,
@@ -47,45 +45,15 @@ class GPT2(Family):
         "residual_dropout": 0.1,
     }
 
-    def spec(self) -> Spec:
-        """Norm, fused attention, add; norm, MLP, add; a final norm; weights kept as (in, out)."""
-        return Spec(
-            family=self.model_type,
-            d_model=self.d_model,
-            n_vocab=self.n_vocab,
-            n_ctx=self.n_ctx,
-            trunk="transformer",
-            layers_name="h",
-            embedding=TokenEmbedding(name="wte", dropout=self.embedding_dropout),
-            positions=self.position_part("wpe"),
-            layers=(LayerGroup(n_layers=self.n_layers, block=self.block()),),
-            final_norm=self.norm("ln_f"),
-            unembedding=Unembedding(name="lm_head", tied=self.tied, bias=self.unembedding_bias),
-        )
-
     def norm(self, name: str) -> LayerNorm:
-        """A LayerNorm of the family."""
+        """A LayerNorm."""
         return LayerNorm(name=name, eps=self.norm_eps, bias=self.has_bias("norm_bias"))
 
     def block(self) -> Block:
-        """One layer, its tensors named as OpenAI's checkpoint has them."""
-        n_heads, n_kv_heads, d_head = self.heads
+        """Norm, fused attention, add; norm, MLP, add. Weights are kept as (in, out)."""
         return Block(
             attention_norm=self.norm("ln_1"),
-            attention=MultiHeadAttention(
-                name="attn",
-                n_heads=n_heads,
-                n_kv_heads=n_kv_heads,
-                d_head=d_head,
-                qkv_bias=self.has_bias("qkv_bias"),
-                out_bias=self.has_bias("out_bias"),
-                qkv_names=("c_attn",),
-                out_name="c_proj",
-                transposed=True,
-                rotary=self.rotary(),
-                dropout=self.attention_dropout,
-                residual_dropout=self.residual_dropout,
-            ),
+            attention=self.attention("attn", qkv_names=("c_attn",), out_name="c_proj", transposed=True),
             mlp_norm=self.norm("ln_2"),
             mlp=DenseMLP(
                 name="mlp",

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 
 from gptcalc.errors import InvalidValueError, shown
-from gptcalc.families.family import Family
-from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.families.family import Family, Layout
 from gptcalc.parts.block import Block
-from gptcalc.parts.embedding import TokenEmbedding, Unembedding
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
 from gptcalc.parts.norm import RMSNorm
-from gptcalc.spec import LayerGroup, Spec
 
 
 class Llama(Family):
@@ -35,6 +32,9 @@ class Llama(Family):
         "rope_scaling": ("rope_scaling",),
     }
     nested = ("rope_parameters",)
+    layout = Layout(
+        trunk="model", layers="layers", tokens="embed_tokens", positions="embed_positions", final_norm="norm"
+    )
     defaults = {
         "n_vocab": 32000,
         "n_ctx": 2048,
@@ -65,42 +65,15 @@ class Llama(Family):
                 raise InvalidValueError(f"{where}: {key}: read {shown(rope)}; allowed: an object with rope_type")
         return super().translate(flat, where)
 
-    def spec(self) -> Spec:
-        """Norm, attention, add; norm, gated MLP, add; a final norm."""
-        return Spec(
-            family=self.model_type,
-            d_model=self.d_model,
-            n_vocab=self.n_vocab,
-            n_ctx=self.n_ctx,
-            trunk="model",
-            layers_name="layers",
-            embedding=TokenEmbedding(name="embed_tokens", dropout=self.embedding_dropout),
-            positions=self.position_part("embed_positions"),
-            layers=(LayerGroup(n_layers=self.n_layers, block=self.block()),),
-            final_norm=self.norm("norm"),
-            unembedding=Unembedding(name="lm_head", tied=self.tied, bias=self.unembedding_bias),
-        )
-
     def norm(self, name: str) -> RMSNorm:
-        """An RMSNorm of the family."""
+        """An RMSNorm."""
         return RMSNorm(name=name, eps=self.norm_eps)
 
     def block(self) -> Block:
-        """One layer, its tensors named as the published checkpoints have them."""
-        n_heads, n_kv_heads, d_head = self.heads
+        """Norm, attention, add; norm, MLP, add."""
         return Block(
             attention_norm=self.norm("input_layernorm"),
-            attention=MultiHeadAttention(
-                name="self_attn",
-                n_heads=n_heads,
-                n_kv_heads=n_kv_heads,
-                d_head=d_head,
-                qkv_bias=self.has_bias("qkv_bias"),
-                out_bias=self.has_bias("out_bias"),
-                rotary=self.rotary(),
-                dropout=self.attention_dropout,
-                residual_dropout=self.residual_dropout,
-            ),
+            attention=self.attention("self_attn"),
             mlp_norm=self.norm("post_attention_layernorm"),
             mlp=self.mlp(),
         )

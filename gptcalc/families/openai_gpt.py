@@ -2,8 +2,6 @@
 
 from gptcalc.families.gpt2 import GPT2
 from gptcalc.parts.block import Block
-from gptcalc.parts.embedding import TokenEmbedding
-from gptcalc.spec import Spec
 
 
 class GPT1(GPT2):
@@ -13,21 +11,8 @@ class GPT1(GPT2):
     huggingface = {
         key: fields for key, fields in GPT2.huggingface.items() if key not in ("n_inner", "activation_function")
     } | {"afn": ("activation",)}
+    layout = GPT2.layout._replace(tokens="tokens_embed", positions="positions_embed", final_norm="")
     defaults = {**GPT2.defaults, "n_vocab": 40478, "n_ctx": 512, "activation": "gelu"}
-
-    def spec(self) -> Spec:
-        """GPT-2's stack with GPT-1's names and without the final norm."""
-        return (
-            super()
-            .spec()
-            .model_copy(
-                update={
-                    "embedding": TokenEmbedding(name="tokens_embed", dropout=self.embedding_dropout),
-                    "positions": self.position_part("positions_embed"),
-                    "final_norm": None,
-                }
-            )
-        )
 
     def block(self) -> Block:
         """GPT-2's layer in post-norm order."""

@@ -74,7 +74,9 @@ def check_document(checks: Sequence[Check]) -> Document:
     agreeing = sum(check.agrees for check in checks)
     title = f"{agreeing} of {len(checks)} models agree with PyTorch"
     if len(checks) == 1:
-        title = f"{checks[0].model.title}: {'agrees' if agreeing else 'DISAGREES'} with PyTorch"
+        found = any(seen.findings for seen in checks[0].evidence)
+        verdict = "agrees with PyTorch" if agreeing else "DISAGREES with PyTorch" if found else "not checked"
+        title = f"{checks[0].model.title}: {verdict}"
     tables = [_evidence_table(checks), *_finding_tables(checks)]
     return Document(title, (), tuple(tables), ("", *check_reasons(checks)), lambda: _data_table(checks))
 

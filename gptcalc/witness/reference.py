@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from types import ModuleType
 
+from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError, MissingDependencyError
 from gptcalc.inventory import Weight
 from gptcalc.ledger.evidence import Evidence
@@ -14,10 +15,10 @@ from gptcalc.witness.findings import Built, compare, stored_elements
 MOST_LAYERS = 10_000
 
 
-def reference(spec: Spec, rows: Sequence[Weight]) -> Evidence:
-    """Compare `rows` with the reference decoder of `spec`."""
-    built = build(spec)
-    subject = f"gptcalc.modules, family {spec.family}"
+def reference(model: Resolved, rows: Sequence[Weight]) -> Evidence:
+    """Compare `rows` with the reference decoder of the model's spec."""
+    built = build(model.spec)
+    subject = f"gptcalc.modules, family {model.spec.family}"
     tensors = len(built.tensors)
     return Evidence("reference", subject, tensors, stored_elements(built.tensors.values()), compare(rows, built))
 

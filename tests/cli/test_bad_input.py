@@ -61,6 +61,7 @@ OPTIONS = {
     "unknown depth": (["count", "--depth", "4"], ["depth", "read 4"]),
     "every tensor of a million layers": (["count", "--n-layers", "1000000", "--depth", "3"], ["--depth 2"]),
     "a check of a million layers": (["check", "--n-layers", "1000000"], ["1,000,000", "10,000"]),
+    "unknown witness": (["check", "gpt2", "--witness", "transformer"], ["'transformer'", "transformers"]),
     "all and one": (["check", "gpt2", "--all"], ["gpt2", "--all"]),
     "missing file": (["count", "nowhere/config.json"], ["nowhere/config.json", "no such file"]),
     "unknown schema": (["schema", "cuont"], ["'cuont'", "count"]),

@@ -178,16 +178,53 @@ def test_each_dropout_acts_alone(gpt2_toy: Toy, field: str) -> None:
     assert not torch.equal(decoder(tokens).logits, decoder(tokens).logits)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "mixtral"])
+def test_residual_dropout_follows_attention_and_mlp(toys: Mapping[str, Toy], name: str) -> None:
+    """In training, about the stated share of what attention gives, and of what the MLP gives, is zero."""
+    torch.manual_seed(0)
+    block = build(resolve(toys[name].config, {"residual_dropout": 0.5}).spec).train().trunk.blocks[0]
+    x = torch.randn(2, 13, toys[name].spec.d_model)
+    for part in (block.child(name) for pair in block.names for name in pair[1:]):
+        gone = part(x) == 0
+        assert abs(float(gone.float().mean()) - 0.5) < 5 * 0.5 / gone.numel() ** 0.5
+        assert not (part.eval()(x) == 0).any()
+
+
 def test_tie_survives_every_way_to_move(gpt2_toy: Toy) -> None:
     """Copied, cast, moved off the meta device or assigned, a tied unembedding shares the token table."""
     with torch.device("meta"):
         decoder = build(gpt2_toy.spec)
-    decoder.to_empty(device="cpu").reset_parameters()
+    decoder.to_empty(device="cpu")
     assert decoder.lm_head.weight is decoder.transformer.wte.weight
-    assert decoder.transformer.wte.weight.std() > 0
     decoder.load_state_dict({name: tensor.clone() for name, tensor in decoder.state_dict().items()}, assign=True)
-    for moved in (decoder, decoder.double(), copy.deepcopy(decoder)):
+    assert decoder.lm_head.weight is decoder.transformer.wte.weight
+    for move in (torch.nn.Module.double, copy.deepcopy):
+        moved = move(decoder)
         assert moved.lm_head.weight is moved.transformer.wte.weight
+
+
+def test_reset_draws_every_parameter(toy: Toy) -> None:
+    """Off the meta device, a reset leaves no number from before in any parameter."""
+    with torch.device("meta"):
+        decoder = build(toy.spec)
+    decoder.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.fill_(7.0)
+    decoder.reset_parameters()
+    assert not [name for name, parameter in decoder.named_parameters() if (parameter == 7.0).any()]
+
+
+def test_meta_parameters_are_not_drawn(gpt2_toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device nothing is initialised: it would cost time and change nothing."""
+    calls = []
+    for name in ("normal_", "constant_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda *args, **_: calls.append(args))
+    with torch.device("meta"):
+        build(gpt2_toy.spec)
+    assert not calls
+    build(gpt2_toy.spec)
+    assert calls
 
 
 def test_initial_weights_have_the_stated_spread() -> None:
