@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, shown
 from gptcalc.families import find_family, model_types
-from gptcalc.families.family import IRRELEVANT, REFUSED, Family
+from gptcalc.families.family import IRRELEVANT, PLAIN, REFUSED, Family
 from gptcalc.spec import Record, Spec
 
 #: The model that overrides alone speak of.
@@ -200,9 +200,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
         spec=loaded.spec(),
         huggingface={k: v for k, v in config.items() if k in family.huggingface or k not in family.model_fields},
         defaults={key: value for key, value in family.defaults.items() if key not in own and key in readable},
-        notes=tuple(
-            _unread_note(key, names) for key in unread if key not in (*IRRELEVANT, *REFUSED) and not key.startswith("_")
-        ),
+        notes=tuple(note for key in unread if (note := _unread_note(key, given[key], names))),
     )
 
 
@@ -212,7 +210,12 @@ def _family_of(config: Mapping[str, object], name: str) -> type[Family]:
     return find_family(config["model_type"], name)
 
 
-def _unread_note(key: str, names: Mapping[str, object]) -> str:
+def _unread_note(key: str, value: object, names: Mapping[str, object]) -> str:
+    """What to say of a field that no family reads; nothing where it changes nothing."""
+    if key in IRRELEVANT or key in REFUSED or key.startswith("_") or value in PLAIN.get(key, ()):
+        return ""
+    if key in PLAIN:
+        return f"{key} = {shown(value)} changes how the model computes, not what it stores; the computation is not modelled"
     near = nearest(key, names, most=1)
     return f"{key} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
 

@@ -119,6 +119,20 @@ def test_what_a_config_leaves_out_is_said() -> None:
     assert model.notes == ("n_layerz is no field of this family and was not read (nearest: n_layer)",)
 
 
+def test_a_field_that_changes_only_the_computation_is_said() -> None:
+    """Scaling by layer stores nothing; where it is asked for, the report says that it is not modelled."""
+    plain, scaled = (
+        resolve({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": value}, {}) for value in (False, True)
+    )
+
+    assert plain.notes == ()
+    assert scaled.notes == (
+        "scale_attn_by_inverse_layer_idx = True changes how the model computes, not what it stores;"
+        " the computation is not modelled",
+    )
+    assert plain.spec == scaled.spec
+
+
 def test_gpt1_reads_its_gelu_as_the_tanh_approximation() -> None:
     """Transformers' table for `afn` says gelu and means gelu_new."""
     spec = resolve({"model_type": "openai-gpt", "afn": "gelu"}, {}).spec

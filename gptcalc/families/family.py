@@ -37,14 +37,22 @@ IRRELEVANT = frozenset(
     label2id length_penalty max_length min_length model_type n_ctx n_special no_repeat_ngram_size
     num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_router_logits
     output_scores pad_token_id predict_special_tokens prefix pretraining_tp problem_type pruned_heads
-    quantization_config remove_invalid_values reorder_and_upcast_attn repetition_penalty return_dict
-    return_dict_in_generate router_aux_loss_coef router_jitter_noise scale_attn_by_inverse_layer_idx
-    scale_attn_weights sep_token_id sliding_window summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-    typical_p use_bfloat16 use_cache use_return_dict
+    quantization_config remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    router_aux_loss_coef sep_token_id summary_activation summary_first_dropout summary_proj_to_labels
+    summary_type summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+    use_bfloat16 use_cache use_return_dict
     """.split()
 )
+#: Fields that change how a decoder computes but not what it stores, and the values under which the parts model them.
+PLAIN = {
+    "partial_rotary_factor": (1, None),
+    "reorder_and_upcast_attn": (False,),
+    "router_jitter_noise": (0,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
+    "sliding_window": (None,),
+}
 #: Fields that add weights which no part has when they are set.
 REFUSED = ("add_cross_attention", "is_encoder_decoder")
 

@@ -23,6 +23,7 @@ class Mixtral(Llama):
         "n_kv_heads": 8,
         "d_ff": 14336,
         "norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
         "n_experts": 8,
         "n_active": 2,
     }
