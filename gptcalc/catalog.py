@@ -215,7 +215,7 @@ def _unread_note(key: str, value: object, names: Mapping[str, object]) -> str:
     if key in IRRELEVANT or key in REFUSED or key.startswith("_") or value in PLAIN.get(key, ()):
         return ""
     if key in PLAIN:
-        return f"{key} = {shown(value)} changes how the model computes, not what it stores; the computation is not modelled"
+        return f"{key} = {shown(value)} changes how the model computes, not what it stores; that is not modelled"
     near = nearest(key, names, most=1)
     return f"{key} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
 

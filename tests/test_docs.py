@@ -23,7 +23,12 @@ def test_the_output_in_the_readme_is_real(command: str, shown: str) -> None:
     if " check " in command:
         pytest.importorskip("transformers")
 
-    assert printed(command) == shown
+    assert _any_version(printed(command)) == _any_version(shown)
+
+
+def _any_version(text: str) -> str:
+    """The text whatever release of transformers is installed."""
+    return re.sub(r"transformers \d[\w.]*", "transformers X", text)
 
 
 def test_there_are_outputs_to_check() -> None:

@@ -11,7 +11,7 @@ from gptcalc.errors import InvalidValueError
 from gptcalc.report.check import check_document, check_json
 from gptcalc.report.formats import Format, render
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: gptcalc check gpt3-175b")
@@ -23,7 +23,7 @@ def check(
     all_: Annotated[bool, typer.Option("--all", help="Check every preset.")] = False,
     witness: Annotated[
         str | None,
-        typer.Option("--witness", metavar="NAME", help="Hear one alone: reference or transformers. [default: all]"),
+        typer.Option("--witness", metavar="NAME", help="Hear one alone: reference or transformers."),
     ] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:

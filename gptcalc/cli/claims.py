@@ -12,7 +12,7 @@ from gptcalc.ledger.claims import VERDICTS, judge_all
 from gptcalc.report.claims import claims_document, claims_json
 from gptcalc.report.formats import Format, render
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: gptcalc claims gpt2 --verdict wrong")
@@ -20,9 +20,9 @@ def claims(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             autocompletion=complete_preset,
-            help="Only the claims about this preset. [default: all]",
+            help="Only the claims about this preset.",
             show_default=False,
         ),
     ] = None,

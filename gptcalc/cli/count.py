@@ -9,7 +9,7 @@ from gptcalc.cli.options import FormatOption, takes_model
 from gptcalc.cli.output import answer
 from gptcalc.report.formats import Format, render
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: gptcalc count gpt3-175b --no-bias --format json")

@@ -12,7 +12,9 @@ from gptcalc.catalog import preset_names
 from gptcalc.errors import InvalidValueError, shown
 from gptcalc.report.formats import Format
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the answer.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", "-f", metavar="FORMAT", help="table, json, csv or markdown.", show_default=False)
+]
 
 #: The dims that have an option of their own, with its help.
 DIMS = {
@@ -93,10 +95,10 @@ _MODEL_OPTIONS: dict[str, dict[str, Any]] = {
         "annotation": Annotated[
             str | None,
             typer.Argument(
-                metavar="[MODEL]",
+                metavar="MODEL",
                 autocompletion=complete_preset,
                 help="A preset or alias ('gptcalc presets'), or a path to a config.json or TOML file."
-                " [default: gpt2-small]",
+                " (default: gpt2-small)",
                 show_default=False,
             ),
         ],

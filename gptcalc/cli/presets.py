@@ -12,7 +12,7 @@ from gptcalc.ledger.parameters import parameters
 from gptcalc.report.formats import Format, render
 from gptcalc.report.presets import Entry, preset_document, preset_json, presets_document, presets_json
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.callback(invoke_without_command=True, epilog="Example: gptcalc presets show gpt3-175b")

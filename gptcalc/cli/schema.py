@@ -9,7 +9,7 @@ from gptcalc.cli.output import answer
 from gptcalc.errors import UnknownNameError
 from gptcalc.report.schema import SCHEMAS, json_schema
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: gptcalc schema count")

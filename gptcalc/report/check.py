@@ -72,7 +72,8 @@ def model_check_json(check: Check) -> ModelCheckJSON:
 def check_document(checks: Sequence[Check]) -> Document:
     """A row for each witness of each model, then what disagreed."""
     agreeing = sum(check.agrees for check in checks)
-    title = f"{agreeing} of {len(checks)} models agree with PyTorch"
+    classes = sum(check.agrees and not any(seen.skipped for seen in check.evidence) for check in checks)
+    title = f"{agreeing} of {len(checks)} models agree with PyTorch, {classes} of them before every witness"
     if len(checks) == 1:
         found = any(seen.findings for seen in checks[0].evidence)
         verdict = "agrees with PyTorch" if agreeing else "DISAGREES with PyTorch" if found else "not checked"
