@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, shown
 from gptcalc.families import find_family, model_types
-from gptcalc.families.family import IRRELEVANT, PLAIN, REFUSED, Family
+from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, Family
 from gptcalc.spec import Record, Spec
 
 #: The model that overrides alone speak of.
@@ -189,9 +189,10 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
             )
     names = family.names()
     readable = {field for fields in family.huggingface.values() for field in fields}
-    given = {key: value for key, value in config.items() if value is not None and key != "model_type"}
-    unread = [] if strict else [key for key in given if key not in names]
+    given = {key: value for key, value in config.items() if key != "model_type"}
+    unread = [] if strict else [key for key in given if key not in names or _is_legacy(key, given, family)]
     own = family.translate({key: value for key, value in given.items() if key not in unread}, name)
+    own = {key: value for key, value in own.items() if value is not None or not family.model_fields[key].is_required()}
     loaded = family.load(own, name)
     return Resolved(
         name=name,
@@ -202,6 +203,11 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
         defaults={key: value for key, value in family.defaults.items() if key not in own and key in readable},
         notes=tuple(note for key in unread if (note := _unread_note(key, given[key], names))),
     )
+
+
+def _is_legacy(key: str, given: Mapping[str, object], family: type[Family]) -> bool:
+    """Whether a field has its value from Hugging Face's name for it, as GPT-2's old `n_ctx` from `n_positions`."""
+    return key not in family.huggingface and any(family.huggingface.get(other) == (key,) for other in given)
 
 
 def _family_of(config: Mapping[str, object], name: str) -> type[Family]:
@@ -225,12 +231,13 @@ def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
     asked = base.family.translate(overrides, base.name)
     family, followed = base.family.override(asked, base.name)
     was, now = base.family.resolved(), family.resolved()
+    said = {*asked, *(BIASES if "bias" in asked else ())}
     return base._replace(
         family=family,
         spec=family.spec(),
         huggingface=_with_fields(base.huggingface, family, asked | followed),
         changed={key: Change(was[key], now[key]) for key in asked},
-        followed={key: Change(was[key], now[key]) for key in now if key not in asked and was[key] != now[key]},
+        followed={key: Change(was[key], now[key]) for key in now if key not in said and was[key] != now[key]},
     )
 
 

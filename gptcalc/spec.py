@@ -18,7 +18,7 @@ MOST_LAYERS = 1_000_000
 
 Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(strict=True, ge=0, lt=1)]
 PositionKind = Literal["learned", "sinusoidal", "rotary", "none"]
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 

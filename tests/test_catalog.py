@@ -45,6 +45,8 @@ def test_what_is_given_explicitly_wins() -> None:
     assert resolve("gpt2", {"d_model": 1024, "d_head": 32}).family.heads == (32, 32, 32)
     assert resolve("gpt2", {"d_head": 32}).family.heads == (12, 12, 32)
     assert resolve("gpt2", {"n_heads": 16}).family.heads == (16, 16, 48)
+    assert resolve("llama-3-8b", {"n_heads": 16}).family.heads == (16, 8, 256)
+    assert resolve("llama-3-8b", {"d_head": 64, "n_heads": 16}).family.heads == (16, 8, 64)
 
 
 def test_grouped_heads_stay_grouped() -> None:
@@ -106,6 +108,26 @@ def test_a_config_is_read_from_a_file_a_folder_and_a_mapping(tmp_path: Path) -> 
     specs = [resolve(source, {}).spec for source in (tmp_path / "config.json", tmp_path, tmp_path / "own.toml", config)]
 
     assert all(spec == specs[0] for spec in specs)
+
+
+def test_nulls_mean_what_transformers_makes_of_them() -> None:
+    """A null in an optional field is its rule, in a required one the class's default; neither is a number."""
+    mixtral = {"model_type": "mixtral", "num_attention_heads": 32}
+
+    assert resolve(mixtral, {}).family.heads == (32, 8, 128)
+    assert resolve(mixtral | {"num_key_value_heads": None}, {}).family.heads == (32, 32, 128)
+    assert resolve({"model_type": "gpt2", "n_inner": None, "n_embd": 96}, {}).family.width_ff == 384
+    assert resolve({"model_type": "gpt2", "vocab_size": None}, {}).family.n_vocab == 50257
+    with pytest.raises(GptcalcError, match="d_ff: read None"):
+        resolve({"model_type": "llama", "intermediate_size": None}, {})
+
+
+def test_an_old_name_beside_the_new_one_is_not_read() -> None:
+    """GPT-2's config.json has `n_ctx` beside `n_positions`; transformers reads the latter alone."""
+    config = {"model_type": "gpt2", "n_positions": 1024, "n_ctx": 512}
+
+    assert resolve(config, {}).family.n_ctx == 1024
+    assert resolve({"model_type": "gpt2", "n_ctx": 512}, {}).family.n_ctx == 512
 
 
 def test_what_a_config_leaves_out_is_said() -> None:

@@ -84,6 +84,16 @@ def test_inventory_equals_the_transformers_class(config: dict[str, Any]) -> None
     assert (evidence.skipped, evidence.findings) == ("", ())
 
 
+@pytest.mark.parametrize("model_type", DISTINCT)
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    """A config that says nothing but its type is the model that transformers builds from it."""
+    pytest.importorskip("transformers")
+    model = resolve({"model_type": model_type}, {})
+    evidence = transformers_class(model, inventory(model.spec))
+
+    assert (evidence.skipped, evidence.findings) == ("", ())
+
+
 def mutations(rows: tuple[Weight, ...]) -> Iterator[tuple[str, str, tuple[Weight, ...]]]:
     """Every row with each error that can be planted in it: (what, the row's name, the wrong inventory)."""
     for index, row in enumerate(rows):

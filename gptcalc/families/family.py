@@ -53,6 +53,8 @@ PLAIN = {
     "scale_attn_weights": (True,),
     "sliding_window": (None,),
 }
+#: The fields that follow `bias` where they are not given themselves.
+BIASES = ("qkv_bias", "out_bias", "mlp_bias", "norm_bias")
 #: Fields that add weights which no part has when they are set.
 REFUSED = ("add_cross_attention", "is_encoder_decoder")
 
@@ -83,7 +85,8 @@ class Family(Record):
     defaults: ClassVar[Mapping[str, object]]
     #: Names of objects in a config that a family takes apart in `translate`.
     nested: ClassVar[tuple[str, ...]] = ()
-    ff_ratio: ClassVar[int] = 4
+    #: d_ff in widths where it is not given; 0 where it must be.
+    ff_ratio: ClassVar[int] = 0
 
     n_vocab: Size
     n_ctx: Size
@@ -102,11 +105,11 @@ class Family(Record):
     mlp_bias: Annotated[bool | None, Field(strict=True)] = None
     norm_bias: Annotated[bool | None, Field(strict=True)] = None
     unembedding_bias: Annotated[bool, Field(strict=True)] = False
-    norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    norm_eps: Annotated[float, Field(strict=True, gt=0, lt=1)]
     embedding_dropout: Probability = 0.0
     attention_dropout: Probability = 0.0
     residual_dropout: Probability = 0.0
-    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_theta: Annotated[float, Field(strict=True, gt=0)] = 10_000.0
     rope_scaling: str | None = None
 
     @classmethod
@@ -160,6 +163,8 @@ class Family(Record):
     @property
     def width_ff(self) -> int:
         """F: the width inside the MLP."""
+        if not (self.d_ff or self.ff_ratio):
+            raise InvalidValueError("d_ff: read None; allowed: a whole number (this family has no rule for it)")
         return self.d_ff or self.ff_ratio * self.d_model
 
     def has_bias(self, field: str) -> bool:
@@ -170,7 +175,7 @@ class Family(Record):
     def resolved(self) -> dict[str, object]:
         """Every field with its value, those that follow from others included."""
         n_heads, n_kv_heads, d_head = self.heads
-        biases = {key: self.has_bias(key) for key in ("qkv_bias", "out_bias", "mlp_bias", "norm_bias")}
+        biases = {key: self.has_bias(key) for key in BIASES}
         follows = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_head": d_head, "d_ff": self.width_ff}
         return self.model_dump() | follows | biases
 
@@ -182,7 +187,7 @@ class Family(Record):
         """
         given = dict(changes)
         if "bias" in given:
-            given = dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "norm_bias")) | given
+            given = dict.fromkeys(BIASES) | given
         changed = self.load(self.model_dump() | given, where)
         follows: dict[str, object] = {}
         n_heads, n_kv_heads, d_head = self.heads

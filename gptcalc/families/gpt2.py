@@ -10,6 +10,7 @@ class GPT2(Family):
     """transformers' `GPT2LMHeadModel`, with what nanoGPT and LLMs-from-scratch vary: biases, ties, positions."""
 
     model_type = "gpt2"
+    ff_ratio = 4
     huggingface = {
         "vocab_size": ("n_vocab",),
         "n_positions": ("n_ctx",),

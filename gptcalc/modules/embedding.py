@@ -56,7 +56,7 @@ class GPTEmbeddingConfig(Record):
     n_vocab: Size = 50257
     d_model: Size = 768
     n_ctx: Size = 1024
-    dropout: Annotated[Probability, Field(strict=True)] = 0.1
+    dropout: Probability = 0.1
     positions: Positions = "learned"
     scaled: Flag = False
     layer_norm: Flag = False

@@ -79,7 +79,7 @@ def check_document(checks: Sequence[Check]) -> Document:
         verdict = "agrees with PyTorch" if agreeing else "DISAGREES with PyTorch" if found else "not checked"
         title = f"{checks[0].model.title}: {verdict}"
     tables = [_evidence_table(checks), *_finding_tables(checks)]
-    return Document(title, (), tuple(tables), ("", *check_reasons(checks)), lambda: _data_table(checks))
+    return Document(title, (), tuple(tables), tuple(check_reasons(checks)), lambda: _data_table(checks))
 
 
 def evidence_tables(check: Check) -> tuple[Table, ...]:

@@ -84,7 +84,7 @@ def claims_document(judged: Sequence[Judgement]) -> Document:
     """A row for each claim, and how many came out how."""
     summary = ", ".join(f"{number} {verdict}" for verdict, number in counts(judged).items())
     table = claims_table(judged)
-    return Document(f"{len(judged)} claims: {summary}", (), (table,), ("", VERDICTS_SAY), lambda: _data_table(judged))
+    return Document(f"{len(judged)} claims: {summary}", (), (table,), (VERDICTS_SAY,), lambda: _data_table(judged))
 
 
 def claims_table(judged: Sequence[Judgement], *, with_model: bool = True) -> Table:

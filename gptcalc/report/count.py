@@ -13,6 +13,8 @@ from gptcalc.report.count_data import NOT_COUNTED, count_lines, heading_notes, s
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import format_bytes, format_count, format_fixed, short_count
 
+NEXT = "Next: --explain says why each row has its size, --depth 3 lists every tensor, --check asks PyTorch."
+
 #: Groups that the printed table shows only where a model has them.
 OPTIONAL_GROUPS = ("router", "gate")
 
@@ -33,7 +35,12 @@ def count_document(
         title=f"{title}: {format_count(stored)} parameters ({short_count(stored)})",
         heading=tuple(heading(model, count)),
         tables=tuple(tables),
-        notes=("", *(check_reasons([check]) if check else ()), *(f"Note: {note}" for note in model.notes), NOT_COUNTED),
+        notes=(
+            *(check_reasons([check]) if check else ()),
+            *(f"Note: {note}" for note in model.notes),
+            NOT_COUNTED,
+            NEXT,
+        ),
         data=lambda: _data_table(count, depth),
     )
 
@@ -80,7 +87,14 @@ _TENSOR_COLUMNS = (
 
 def _line_rows(lines: Iterable[tuple[str, Formula, int]], stored: int) -> list[tuple[Value, ...]]:
     return [
-        (label, formula.letters if formula.terms else "–", formula.numbers, amount, share, share)
+        (
+            label,
+            formula.letters if formula.terms else "–",
+            formula.numbers if formula.terms else "",
+            amount,
+            share,
+            share,
+        )
         for label, formula, amount in lines
         for share in [Fraction(amount, stored)]
     ]

@@ -100,7 +100,6 @@ def presets_document(entries: Sequence[Entry]) -> Document:
         dims = tuple(int(str(found[key])) for key in ("d_model", "n_layers", "n_heads", "n_ctx", "stored"))
         rows.append((entry.preset.family, name, ", ".join(entry.preset.aliases), *dims))
     notes = (
-        "",
         "est.: an estimate, the size was never published.",
         "Next: gptcalc presets show NAME, gptcalc count NAME, gptcalc check NAME.",
     )
@@ -137,7 +136,7 @@ def preset_document(entry: Entry, judged: Sequence[Judgement]) -> Document:
     columns = (Column("field", "hyperparameter"), Column("value", "as published"))
     fields = Table("", columns, tuple((key, _plain(value)) for key, value in preset.hyperparameters.items()))
     tables = [fields, claims_table(judged, with_model=False)] if judged else [fields]
-    notes = ("", *claim_notes(judged), *(f"Note: {note}" for note in preset.notes))
+    notes = (*claim_notes(judged), *(f"Note: {note}" for note in preset.notes))
     title = f"{preset.title}: {format_count(stored)} parameters ({short_count(stored)})"
     return Document(title, tuple(heading), tuple(tables), notes, lambda: fields)
 

@@ -43,8 +43,9 @@ def render(document: Document) -> str:
         console.print(Text(line))
     for table in document.tables:
         _print_table(console, table, width)
-    for note in document.notes:
-        console.print(Text(note, style="dim"))
+    if document.notes:
+        console.print()
+        console.print(Text("\n".join(document.notes), style="dim"))
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 
