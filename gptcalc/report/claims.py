@@ -95,8 +95,8 @@ def claims_table(judged: Sequence[Judgement], *, with_model: bool = True) -> Tab
         Column("text", "claimed", wraps=True),
         Column("computed", "computed", "count"),
         Column("verdict", "verdict", wraps=True),
-        Column("difference", "the difference", wraps=True, drop=2),
-        Column("source", "source", wraps=True, drop=3),
+        Column("difference", "the difference", wraps=True, least=24, drop=2),
+        Column("source", "source", wraps=True, least=24, drop=3),
     )
     rows: list[tuple[Value, ...]] = [
         (one.model, one.claim.what, one.claim.text, _amount(one.computed), one.verdict, _terms(one), one.claim.source)

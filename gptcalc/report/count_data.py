@@ -5,7 +5,7 @@ from typing import NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
-from gptcalc.catalog import Resolved
+from gptcalc.catalog import Preset, Resolved
 from gptcalc.errors import InvalidValueError
 from gptcalc.formula import Formula
 from gptcalc.inventory import Slice, Weight, expand
@@ -179,14 +179,19 @@ def _tensor_lines(count: Parameters) -> Iterator[CountLine]:
 def heading_notes(model: Resolved) -> Iterator[str]:
     """Estimates, changes, consequences and defaults, a line each."""
     if model.preset and model.preset.estimated:
-        see = f"; see also {', '.join(model.preset.see)}" if model.preset.see else ""
-        yield f"estimated: {model.preset.estimated}{see}"
+        yield estimate(model.preset)
     for word, changes in (("changed", model.changed), ("followed", model.followed)):
         if changes:
             texts = (f"{key} {_plain(change.was)} → {_plain(change.now)}" for key, change in changes.items())
             yield f"{word}: {', '.join(texts)}"
     if model.defaults:
         yield f"defaults used: {', '.join(f'{key} {_plain(value)}' for key, value in model.defaults.items())}"
+
+
+def estimate(preset: Preset) -> str:
+    """Why a preset is an estimate, and the other one that there is."""
+    see = f" See also {', '.join(preset.see)}." if preset.see else ""
+    return f"estimated: {preset.estimated}{see}"
 
 
 def _plain(value: object) -> str:

@@ -13,14 +13,15 @@ Value = str | int | Fraction | None
 class Column(NamedTuple):
     """A column by the kind of its values; printers know kinds only.
 
-    `wraps` lets long cells break at spaces. Where a terminal is too narrow, columns go in the order of `drop`, highest
-    first; 0 is never dropped. Then names break at any letter in columns that may be `folded`.
+    `wraps` lets long cells break at spaces, down to a width of `least`. Where a terminal is too narrow, columns go in the
+    order of `drop`, highest first; 0 is never dropped. Then names break at any letter in columns that may be `folded`.
     """
 
     key: str
     title: str
     kind: Kind = "text"
     wraps: bool = False
+    least: int = 0
     drop: int = 0
     folded: bool = False
 

@@ -9,6 +9,7 @@ from gptcalc.catalog import Preset, Resolved
 from gptcalc.ledger.claims import Judgement
 from gptcalc.ledger.parameters import Totals
 from gptcalc.report.claims import JudgementJSON, claim_notes, claims_table, judgement_json
+from gptcalc.report.count_data import estimate
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import format_count, short_count
 
@@ -132,8 +133,8 @@ def preset_document(entry: Entry, judged: Sequence[Judgement]) -> Document:
     heading = [f"also: {', '.join(preset.aliases)}"] if preset.aliases else []
     heading.append(f"source: {preset.source}")
     if preset.estimated:
-        heading.append(f"estimated: {preset.estimated}; see also {', '.join(preset.see)}")
-    columns = (Column("field", "hyperparameter"), Column("value", "as published"))
+        heading.append(estimate(preset))
+    columns = (Column("field", "hyperparameter"), Column("value", "value"))
     fields = Table("", columns, tuple((key, _plain(value)) for key, value in preset.hyperparameters.items()))
     tables = [fields, claims_table(judged, with_model=False)] if judged else [fields]
     notes = (*claim_notes(judged), *(f"Note: {note}" for note in preset.notes))

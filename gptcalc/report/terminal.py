@@ -85,7 +85,7 @@ def _minimum(table: Table, index: int) -> int:
     if not column.wraps:
         return _natural(table, index)
     words = (word for text in [column.title, *_texts(table, index)] for word in re.split(r" |(?<=\w-)(?=\w)", text))
-    return max(map(cell_len, words))
+    return max([min(column.least, _natural(table, index)), *map(cell_len, words)])
 
 
 def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
