@@ -4,7 +4,8 @@
     ├── UnknownNameError         a preset, field, choice or family that does not exist
     ├── InvalidValueError        a value that no model can have
     ├── UnreadableFileError      a file that is missing, empty, binary or of another form
-    └── MissingDependencyError   torch (or another extra) is needed and not installed
+    ├── MissingDependencyError   torch (or another extra) is needed and not installed
+    └── OutputError              the answer cannot be written
 
 A message says what was read, what is allowed and the nearest match.
 """
@@ -44,6 +45,10 @@ class UnreadableFileError(GptcalcError):
 
 class MissingDependencyError(GptcalcError):
     """An optional dependency that this command needs."""
+
+
+class OutputError(GptcalcError):
+    """An answer that has nowhere to go."""
 
 
 #: A list of allowed names longer than this is replaced by the nearest ones.

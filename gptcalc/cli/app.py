@@ -103,11 +103,6 @@ def main() -> None:
     """The console script."""
     try:
         code = run()
-        sys.stdout.flush()
-    except OSError as error:
-        # Nothing more can be written, not even at exit. A closed pipe (`| head`) has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0 if isinstance(error, BrokenPipeError) else _wrong(f"the answer could not be written: {error.strerror}")
     except Exception as error:
         if os.environ.get("GPTCALC_TRACEBACK"):
             raise

@@ -1,7 +1,10 @@
 """Where text leaves: answers to stdout, talk to stderr, on whatever encoding they have."""
 
+import os
 import sys
 from typing import TextIO
+
+from gptcalc.errors import OutputError
 
 #: What stands for each character that a terminal without UTF-8 cannot print.
 ASCII = str.maketrans({"×": "x", "·": "*", "−": "-", "–": "-", "→": "->", "²": "^2", "…": "...", "█": "#", "’": "'"})
@@ -23,4 +26,11 @@ def _write(stream: TextIO, text: str) -> None:
         text.encode(encoding)
     except UnicodeEncodeError:
         text = text.translate(ASCII).encode(encoding, "replace").decode(encoding)
-    stream.write(text)
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        # Nothing more can be written, not even at exit. A reader that left (`| head`) has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"the answer could not be written: {error.strerror}") from None

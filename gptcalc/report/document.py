@@ -13,8 +13,8 @@ Value = str | int | Fraction | None
 class Column(NamedTuple):
     """A column by the kind of its values; printers know kinds only.
 
-    `wraps` lets long cells break at spaces, down to a width of `least`. Where a terminal is too narrow, columns go in the
-    order of `drop`, highest first; 0 is never dropped. Then names break at any letter in columns that may be `folded`.
+    `wraps` lets long cells break at spaces, down to a width of `least`. Where a terminal is too narrow, columns go in
+    the order of `drop`, highest first; 0 is never dropped. Then names break at any letter in columns that are `folded`.
     """
 
     key: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,10 +115,14 @@ def test_count_json_at_depth_three_validates_too() -> None:
     assert sum(line["amount"] for line in answer["lines"]) == answer["totals"]["stored"] == 46_702_792_704
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
-    """`gptcalc count … | head -1` ends quietly."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_is_no_error(unbuffered: str) -> None:
+    """`gptcalc count … | head -1` ends quietly, whether or not Python buffers its output."""
     command = [sys.executable, "-m", "gptcalc", "count", "gpt3-175b", "--depth", "3", "--format", "json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
