@@ -141,7 +141,8 @@ def preset_names() -> list[str]:
 def find_preset(name: str) -> Preset | None:
     """The preset of that name or alias, in any case of letters."""
     key = name.lower()
-    for stem in (stem for stem, raw in _raw().items() if key.encode() in raw.lower()):
+    needle = key.encode(errors="replace")
+    for stem in (stem for stem, raw in _raw().items() if needle in raw.lower()):
         for own, table in _tables(stem).items():
             if key in (own, *map(str.lower, table.get("aliases", ()))):
                 return _preset(stem, own)
@@ -166,10 +167,18 @@ def _base(model: str | os.PathLike[str] | Mapping[str, object]) -> Resolved:
     if isinstance(model, Mapping):
         return _from_config(model, "config")
     path = Path(model)
-    if isinstance(model, str) and (find_preset(model) or not model or not (path.exists() or path.suffix in FILES)):
+    if isinstance(model, str) and (find_preset(model) or not (_exists(model) or path.suffix in FILES)):
         return _from_preset(model)
     path = path / "config.json" if path.is_dir() else path
     return _from_config(_read_file(path), str(path), strict=path.suffix == ".toml")
+
+
+def _exists(name: str) -> bool:
+    """Whether there is such a path; a name that no path can have is none."""
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):
+        return False
 
 
 @cache
@@ -229,15 +238,16 @@ def _unread_note(key: str, value: object, names: Mapping[str, object]) -> str:
 def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
     """The model with fields changed, and with what follows from them."""
     asked = base.family.translate(overrides, base.name)
-    family, followed = base.family.override(asked, base.name)
+    family = base.family.override(asked, base.name)
     was, now = base.family.resolved(), family.resolved()
+    different = {key: now[key] for key in now if key in asked or was[key] != now[key]}
     said = {*asked, *(BIASES if "bias" in asked else ())}
     return base._replace(
         family=family,
         spec=family.spec(),
-        huggingface=_with_fields(base.huggingface, family, asked | followed),
+        huggingface=_with_fields(base.huggingface, family, different),
         changed={key: Change(was[key], now[key]) for key in asked},
-        followed={key: Change(was[key], now[key]) for key in now if key not in said and was[key] != now[key]},
+        followed={key: Change(was[key], now[key]) for key in different if key not in said},
     )
 
 
@@ -254,9 +264,11 @@ def _with_fields(config: Mapping[str, object], family: Family, own: Mapping[str,
 def _read_file(path: Path) -> Mapping[str, object]:
     """The object in a JSON or TOML file, or one clear error."""
     try:
-        if path.stat().st_size > MOST_CONFIG_BYTES:
-            raise UnreadableFileError(f"{path}: {path.stat().st_size:,} bytes; allowed: a config of at most 10 MiB")
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(MOST_CONFIG_BYTES + 1)
+        if len(raw) > MOST_CONFIG_BYTES:
+            raise UnreadableFileError(f"{path}: more than 10 MiB; allowed: a config in JSON or TOML")
+        text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise UnreadableFileError(f"{path}: no such file{_near_file(path)}") from None
     except UnicodeDecodeError:

@@ -179,8 +179,8 @@ class Family(Record):
         follows = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_head": d_head, "d_ff": self.width_ff}
         return self.model_dump() | follows | biases
 
-    def override(self, changes: Mapping[str, object], where: str) -> tuple[Self, dict[str, object]]:
-        """The record with `changes` (own names), and what followed from them.
+    def override(self, changes: Mapping[str, object], where: str) -> Self:
+        """The record with `changes` (own names) and with what follows from them.
 
         A new `d_model` alone keeps `d_head`, sets `n_heads` = D/`d_head` and keeps the ratio of `d_ff`. Where N·H was D
         or K was N, it stays so. What is given explicitly wins.
@@ -201,7 +201,7 @@ class Family(Record):
             follows["d_head"] = whole(changed.d_model, changed.n_heads, "d_model", "n_heads =")
         if "n_kv_heads" not in given and n_kv_heads == n_heads:
             follows["n_kv_heads"] = follows.get("n_heads", changed.n_heads)
-        return self.load(changed.model_dump() | follows, where), follows
+        return self.load(changed.model_dump() | follows, where)
 
     def rotary(self) -> Rotary | None:
         """Rotations inside attention, where positions are rotary."""

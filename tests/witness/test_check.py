@@ -68,6 +68,14 @@ def test_overrides_reach_the_transformers_class() -> None:
     assert evidence[0].stored == evidence[1].stored
 
 
+def test_a_bias_for_all_layers_reaches_every_field_of_the_class() -> None:
+    """`bias` is two fields in Llama's config; both are set, and the class agrees."""
+    pytest.importorskip("transformers")
+    evidence = gptcalc.check("llama-3-8b", bias=True, n_layers=2, witness="transformers").evidence
+
+    assert (evidence[0].skipped, evidence[0].findings) == ("", ())
+
+
 def test_an_error_in_the_familys_mapping_is_found_by_the_transformers_class_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
