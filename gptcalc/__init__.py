@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gptcalc.api import check as check
     from gptcalc.api import count as count
+    from gptcalc.errors import GptcalcError as GptcalcError
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check", "count"]
+__all__ = ["GptcalcError", "__version__", "check", "count"]
+
+
+def __dir__() -> list[str]:
+    """The public names, opened or not."""
+    return __all__
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
-from gptcalc.errors import InvalidValueError, shown
+from gptcalc.errors import GptcalcError, InvalidValueError, shown
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters, Totals, parameters
 from gptcalc.report.count import count_document
@@ -25,6 +25,10 @@ class Count(NamedTuple):
     parameters: Parameters
     depth: int = 1
     evidence: Check | None = None
+
+    def __repr__(self) -> str:
+        """The model and what it stores; everything else is in the fields."""
+        return f"Count({self.model.name!r}, stored={self.totals.stored})"
 
     @property
     def totals(self) -> Totals:
@@ -51,6 +55,8 @@ class Count(NamedTuple):
         return render_html(self.document())
 
 
+__all__ = ["Check", "Count", "GptcalcError", "check", "count"]
+
 DEPTHS = (1, 2, 3)
 
 #: A preset name or alias, a path to a config, or a mapping of its fields; nothing is `gpt2-small`.
@@ -64,7 +70,7 @@ def count(model: Model = None, *, depth: int = 1, **overrides: object) -> Count:
     `depth` is the detail of `to_dict()`: 1 components, 2 layer groups, 3 tensors. Raises `GptcalcError`
     on a bad request.
     """
-    if depth not in DEPTHS:
+    if type(depth) is not int or depth not in DEPTHS:
         raise InvalidValueError(f"depth: read {shown(depth)}; allowed: 1 (components), 2 (layer groups), 3 (tensors)")
     resolved = resolve(model, overrides)
     return Count(resolved, parameters(resolved.spec), depth)

@@ -8,14 +8,15 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, shown
+from pydantic import AfterValidator
+
+from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, plain, shown
 from gptcalc.families import find_family, model_types
-from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, Family
+from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, UNCOUNTED, Family
 from gptcalc.spec import Record, Spec
 
 #: The model that overrides alone speak of.
@@ -67,7 +68,7 @@ class Preset(Record):
     estimated: str = ""
     see: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    hyperparameters: dict[str, Any]
+    hyperparameters: Annotated[Mapping[str, Any], AfterValidator(MappingProxyType)]
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -109,7 +110,9 @@ def _claims(stem: str) -> dict[str, tuple[Claim, ...]]:
 
 
 def _folder() -> Path:
-    return Path(import_module("gptcalc.presets").__file__ or "").parent / "models"
+    """Beside this file in an installed package, beside the package in a checkout."""
+    inside, beside = (parent / "presets" for parent in Path(__file__).parents[:2])
+    return (inside if inside.is_dir() else beside) / "models"
 
 
 @cache
@@ -166,19 +169,23 @@ def resolve(model: str | os.PathLike[str] | Mapping[str, object] | None, overrid
 def _base(model: str | os.PathLike[str] | Mapping[str, object]) -> Resolved:
     if isinstance(model, Mapping):
         return _from_config(model, "config")
-    path = Path(model)
-    if isinstance(model, str) and (find_preset(model) or not (_exists(model) or path.suffix in FILES)):
-        return _from_preset(model)
-    path = path / "config.json" if path.is_dir() else path
-    return _from_config(_read_file(path), str(path), strict=path.suffix == ".toml")
+    if not isinstance(model, str | os.PathLike):
+        raise InvalidValueError(f"model: read {shown(model)}; allowed: a preset's name, a path, or a mapping of fields")
+    path = None if isinstance(model, str) and find_preset(model) else _path_of(model)
+    if path is None:
+        return _from_preset(str(model))
+    return _from_config(_read_file(path), plain(str(path)), strict=path.suffix == ".toml")
 
 
-def _exists(name: str) -> bool:
-    """Whether there is such a path; a name that no path can have is none."""
+def _path_of(name: str | os.PathLike[str]) -> Path | None:
+    """The file that a name means, where it can mean one: an existing path, or anything with a config's ending."""
+    path = Path(name)
     try:
-        return bool(name) and Path(name).exists()
+        if name and path.is_dir():
+            return path / "config.json"
+        return path if isinstance(name, os.PathLike) or path.suffix in FILES or (name and path.exists()) else None
     except (OSError, ValueError):
-        return False
+        return path if path.suffix in FILES else None
 
 
 @cache
@@ -191,13 +198,15 @@ def _from_preset(name: str) -> Resolved:
 def _from_config(config: Mapping[str, object], name: str, *, strict: bool = False) -> Resolved:
     """A model from fields as Hugging Face or gptcalc name them; `strict` refuses every field that no family reads."""
     family = _family_of(config, name)
+    for key in config:
+        if not isinstance(key, str):
+            raise InvalidValueError(f"{name}: read the field {shown(key)}; allowed: names in strings")
     for key in REFUSED:
         if config.get(key):
             raise InvalidValueError(
                 f"{name}: {key}: read {shown(config[key])}; allowed: false (no part models its weights)"
             )
     names = family.names()
-    readable = {field for fields in family.huggingface.values() for field in fields}
     given = {key: value for key, value in config.items() if key != "model_type"}
     unread = [] if strict else [key for key in given if key not in names or _is_legacy(key, given, family)]
     own = family.translate({key: value for key, value in given.items() if key not in unread}, name)
@@ -205,11 +214,19 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
     loaded = family.load(own, name)
     return Resolved(
         name=name,
-        title=Path(name).name,
+        title=Path(name).parent.name or name if Path(name).name == "config.json" else Path(name).name,
         family=loaded,
         spec=loaded.spec(),
-        huggingface={k: v for k, v in config.items() if k in family.huggingface or k not in family.model_fields},
-        defaults={key: value for key, value in family.defaults.items() if key not in own and key in readable},
+        huggingface=_with_fields(
+            {
+                key: value
+                for key, value in config.items()
+                if key in family.huggingface or key not in family.model_fields
+            },
+            family,
+            {key: own[key] for key in own if key in config and key not in family.huggingface},
+        ),
+        defaults={key: value for key, value in loaded.resolved().items() if key not in own and key not in UNCOUNTED},
         notes=tuple(note for key in unread if (note := _unread_note(key, given[key], names))),
     )
 
@@ -230,9 +247,9 @@ def _unread_note(key: str, value: object, names: Mapping[str, object]) -> str:
     if key in IRRELEVANT or key in REFUSED or key.startswith("_") or value in PLAIN.get(key, ()):
         return ""
     if key in PLAIN:
-        return f"{key} = {shown(value)} changes how the model computes, not what it stores; that is not modelled"
+        return f"{plain(key)} = {shown(value)} changes how the model computes, not what it stores; that is not modelled"
     near = nearest(key, names, most=1)
-    return f"{key} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
+    return f"{plain(key)} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
 
 
 def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
@@ -246,51 +263,65 @@ def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
         family=family,
         spec=family.spec(),
         huggingface=_with_fields(base.huggingface, family, different),
-        changed={key: Change(was[key], now[key]) for key in asked},
+        changed={key: Change(was[key], now[key]) for key in asked if was[key] != now[key]},
         followed={key: Change(was[key], now[key]) for key in different if key not in said},
     )
 
 
-def _with_fields(config: Mapping[str, object], family: Family, own: Mapping[str, object]) -> dict[str, object]:
+def _with_fields(
+    config: Mapping[str, object], family: Family | type[Family], own: Mapping[str, object]
+) -> Mapping[str, object]:
     """`config` with own fields written under the Hugging Face name that it uses, or the first that there is."""
     updated = dict(config)
     for name, value in own.items():
         keys = [key for key, fields in family.huggingface.items() if name in fields]
         if keys:
             updated[next((key for key in keys if key in config), keys[0])] = value
-    return updated
+    return MappingProxyType(updated)
 
 
 def _read_file(path: Path) -> Mapping[str, object]:
     """The object in a JSON or TOML file, or one clear error."""
+    name = plain(str(path))
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_CONFIG_BYTES + 1)
         if len(raw) > MOST_CONFIG_BYTES:
-            raise UnreadableFileError(f"{path}: more than 10 MiB; allowed: a config in JSON or TOML")
+            raise UnreadableFileError(f"{name}: more than 10 MiB; allowed: a config in JSON or TOML")
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
-        raise UnreadableFileError(f"{path}: no such file{_near_file(path)}") from None
+        raise UnreadableFileError(f"{name}: no such file{_near_file(path)}") from None
     except UnicodeDecodeError:
-        raise UnreadableFileError(f"{path}: not text; allowed: a config in JSON or TOML, encoded as UTF-8") from None
+        raise UnreadableFileError(f"{name}: not text; allowed: a config in JSON or TOML, encoded as UTF-8") from None
     except OSError as error:
-        raise UnreadableFileError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UnreadableFileError(f"{name}: cannot be read ({error.strerror})") from None
     if not text.strip():
-        raise UnreadableFileError(f"{path}: the file is empty; allowed: a config in JSON or TOML")
+        raise UnreadableFileError(f"{name}: the file is empty; allowed: a config in JSON or TOML")
     import json
 
     try:
-        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         form = "TOML" if path.suffix == ".toml" else "JSON"
-        raise UnreadableFileError(f"{path}: not {form}: {str(error).splitlines()[0]}") from None
+        raise UnreadableFileError(f"{name}: not {form}: {str(error).splitlines()[0]}") from None
     if not isinstance(value, dict):
-        raise UnreadableFileError(f"{path}: read a {type(value).__name__}; allowed: an object of hyperparameters")
+        raise UnreadableFileError(f"{name}: read a {type(value).__name__}; allowed: an object of hyperparameters")
     return value
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object in which no key stands twice: which one is meant cannot be known."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} stands twice")
+    return found
 
 
 def _near_file(path: Path) -> str:
     folder = path.parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    near = nearest(path.name, names, most=2)
-    return f"; nearest: {', '.join(str(folder / name) for name in near)}" if near else ""
+    try:
+        near = nearest(path.name, [entry.name for entry in folder.iterdir()], most=2)
+    except OSError:
+        return ""
+    return f"; nearest: {', '.join(plain(str(folder / name)) for name in near)}" if near else ""

@@ -7,6 +7,7 @@
     ├── MissingDependencyError   torch (or another extra) is needed and not installed
     └── OutputError              the answer cannot be written
 
+Where torch users expect `ValueError` or `IndexError`, `gptcalc.modules` raises children that are both.
 A message says what was read, what is allowed and the nearest match.
 """
 
@@ -55,12 +56,19 @@ class OutputError(GptcalcError):
 LISTED_AT_MOST = 12
 #: Longer input is cut where it is quoted back: an error stays one or two lines.
 QUOTED_AT_MOST = 60
+#: A path may be longer, since it is read as a whole.
+PRINTED_AT_MOST = 300
 
 
 def shown(value: object) -> str:
     """`value` as it is quoted in an error: short, on one line, strings in quotes."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= QUOTED_AT_MOST else f"{text[:QUOTED_AT_MOST]}… ({len(text)} characters)"
+
+
+def plain(text: str) -> str:
+    """A name or path as it is printed: as it stands where it is printable and short, else quoted."""
+    return text if text.isprintable() and len(text) <= PRINTED_AT_MOST else shown(text)
 
 
 def nearest(read: str, allowed: Iterable[str], most: int = 4) -> list[str]:

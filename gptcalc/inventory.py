@@ -30,7 +30,8 @@ class Weight(NamedTuple):
     """A tensor: `slices` lie side by side along `axis`.
 
     `layers` numbers the copies, one a layer, and stands for `{}` in `name`. `tied_to` names the tensor whose storage
-    this one uses. Of the experts' tensors one token uses `active[0]` in `active[1]`.
+    this one uses. Of the experts' tensors one token uses `active[0]` in `active[1]`. `source`
+    says who defined it, where that differs from what is usual for its component.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Weight(NamedTuple):
     layers: range | None = None
     tied_to: str | None = None
     active: tuple[int, int] = (1, 1)
+    source: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,7 +18,11 @@ MOST_LAYERS = 1_000_000
 
 Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
-Probability = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
+RopeScaling = Literal["linear", "dynamic", "yarn", "longrope", "llama3"]
+#: How far from a wrong value a better one is looked for.
+SEARCHED = 100_000
+
 PositionKind = Literal["learned", "sinusoidal", "rotary", "none"]
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 
@@ -87,6 +91,17 @@ class Spec(Record):
     def n_layers(self) -> int:
         """`L`: the blocks of all groups together."""
         return sum(group.n_layers for group in self.layers)
+
+
+def shared(amount: int, among: int, what: str, of: str) -> int:
+    """`amount / among`, or an error that names the divisors of `amount` nearest to `among`."""
+    if amount % among == 0:
+        return amount // among
+    start = min(among, amount)
+    below = next((n for n in range(start, max(start - SEARCHED, 0), -1) if amount % n == 0), 1)
+    above = next((n for n in range(among + 1, min(among + SEARCHED, amount) + 1) if amount % n == 0), None)
+    near = ", ".join(str(n) for n in (below, above) if n)
+    raise InvalidValueError(f"{what}: read {among}; allowed: a divisor of {of} = {amount}; nearest: {near}")
 
 
 def whole(dividend: int, divisor: int, what: str, unit: str) -> int:

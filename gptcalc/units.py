@@ -41,11 +41,6 @@ def format_fixed(value: Fraction, digits: int) -> str:
     return f"{sign}{whole:,}.{rest:0{digits}d}" if digits else f"{sign}{whole:,}"
 
 
-def format_percent(part: int, whole: int, digits: int = 2) -> str:
-    """`part` of `whole` in percent; an empty whole has no shares."""
-    return f"{format_fixed(Fraction(100 * part, whole), digits)}%" if whole else "–"
-
-
 def format_bytes(amount: int) -> str:
     """Memory in binary units, the label matching the divisor: `650.46 GiB`."""
     for unit, size in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):

@@ -49,7 +49,6 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -73,8 +72,9 @@ def gptcalc(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; errors are one or two lines on stderr."""
+    typed = sys.argv[1:] if arguments is None else arguments
     try:
-        return app(arguments, standalone_mode=False, prog_name="gptcalc") or 0
+        return app(typed or ["--help"], standalone_mode=False, prog_name="gptcalc") or 0
     except GptcalcError as error:
         return _wrong(str(error))
     except typer.Abort:
@@ -93,8 +93,6 @@ def _wrong(message: str) -> int:
 def _usage(error: Any) -> str:
     """A usage error on one line, with where help is."""
     message = str(error.format_message()).replace("\n", " ").replace("Value error, ", "")
-    if not message:
-        return f"a command is missing; allowed: {', '.join(COMMANDS)}"
     where = f" (see '{error.ctx.command_path} --help')" if getattr(error, "ctx", None) else ""
     return message + where
 

@@ -27,7 +27,9 @@ def check(
     ] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
-    """Compare every tensor with PyTorch: names, shapes, ties, totals. Exit code 1 where anything differs.
+    """Compare every tensor with PyTorch: names, shapes, ties, totals.
+
+    Exit code 1 where anything differs, or where no witness could look.
 
     The witnesses are gptcalc's own torch modules and, where it is installed, the model's class in transformers; both
     are built on the meta device, so that no weight is allocated.

@@ -7,7 +7,11 @@ from typing import TextIO
 from gptcalc.errors import OutputError
 
 #: What stands for each character that a terminal without UTF-8 cannot print.
-ASCII = str.maketrans({"×": "x", "·": "*", "−": "-", "–": "-", "→": "->", "²": "^2", "…": "...", "█": "#", "’": "'"})
+ASCII = str.maketrans(
+    {"×": "x", "·": "*", "−": "-", "–": "-", "→": "->", "²": "^2", "…": "...", "█": "#", "’": "'", "§": "sec. "}
+    | dict.fromkeys("▏▎▍▌", ".")
+    | dict.fromkeys("▋▊▉", "#")
+)
 
 
 def answer(text: str) -> None:
@@ -20,7 +24,9 @@ def say(text: str) -> None:
     _write(sys.stderr, f"{text}\n")
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:
+        return  # closed by whoever started the process (`>&-`)
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -22,8 +22,10 @@ from gptcalc.spec import (
     PositionKind,
     Probability,
     Record,
+    RopeScaling,
     Size,
     Spec,
+    shared,
     whole,
 )
 
@@ -55,6 +57,16 @@ PLAIN = {
 }
 #: The fields that follow `bias` where they are not given themselves.
 BIASES = ("qkv_bias", "out_bias", "mlp_bias", "norm_bias")
+#: Fields that no count depends on.
+UNCOUNTED = (
+    "activation",
+    "norm_eps",
+    "embedding_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "rope_theta",
+    "rope_scaling",
+)
 #: Fields that add weights which no part has when they are set.
 REFUSED = ("add_cross_attention", "is_encoder_decoder")
 
@@ -105,12 +117,12 @@ class Family(Record):
     mlp_bias: Annotated[bool | None, Field(strict=True)] = None
     norm_bias: Annotated[bool | None, Field(strict=True)] = None
     unembedding_bias: Annotated[bool, Field(strict=True)] = False
-    norm_eps: Annotated[float, Field(strict=True, gt=0, lt=1)]
+    norm_eps: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
     embedding_dropout: Probability = 0.0
     attention_dropout: Probability = 0.0
     residual_dropout: Probability = 0.0
-    rope_theta: Annotated[float, Field(strict=True, gt=0)] = 10_000.0
-    rope_scaling: str | None = None
+    rope_theta: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
+    rope_scaling: RopeScaling | None = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -151,14 +163,8 @@ class Family(Record):
     def heads(self) -> tuple[int, int, int]:
         """(N, K, H): query heads, key/value heads, head size; checked against each other."""
         n_heads, n_kv_heads = self.n_heads, self.n_kv_heads or self.n_heads
-        if n_heads % n_kv_heads:
-            divisors = [n for n in range(1, min(n_heads, 4096) + 1) if n_heads % n == 0]
-            near = sorted(sorted(divisors, key=lambda n: abs(n - n_kv_heads))[:2])
-            raise InvalidValueError(
-                f"n_kv_heads: read {n_kv_heads}; allowed: a divisor of n_heads = {n_heads};"
-                f" nearest: {', '.join(map(str, near))}"
-            )
-        return n_heads, n_kv_heads, self.d_head or whole(self.d_model, n_heads, "d_model", "n_heads =")
+        shared(n_heads, n_kv_heads, "n_kv_heads", "n_heads")
+        return n_heads, n_kv_heads, self.d_head or shared(self.d_model, n_heads, "n_heads", "d_model")
 
     @property
     def width_ff(self) -> int:
@@ -198,7 +204,7 @@ class Family(Record):
             follows["n_heads"] = whole(changed.d_model, head, "d_model", "d_head =")
             follows["d_head"] = head
         elif "n_heads" in given and "d_head" not in given and n_heads * d_head == self.d_model:
-            follows["d_head"] = whole(changed.d_model, changed.n_heads, "d_model", "n_heads =")
+            follows["d_head"] = shared(changed.d_model, changed.n_heads, "n_heads", "d_model")
         if "n_kv_heads" not in given and n_kv_heads == n_heads:
             follows["n_kv_heads"] = follows.get("n_heads", changed.n_heads)
         return self.load(changed.model_dump() | follows, where)
@@ -266,6 +272,14 @@ def _same_ratio(amount: int, old: int, new: int) -> int:
     )
 
 
+#: What fields may hold that are neither sizes nor words.
+NUMBERS = {
+    **dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), "a number from 0 to below 1"),
+    "norm_eps": "a number above 0 and below 1",
+    "rope_theta": "a number above 0",
+}
+
+
 def invalid_value(error: ValidationError, where: str) -> GptcalcError:
     """The first finding of a validation as one of our errors."""
     first = error.errors(include_url=False)[0]
@@ -279,5 +293,5 @@ def invalid_value(error: ValidationError, where: str) -> GptcalcError:
     elif first["type"].startswith("bool"):
         allowed = "true or false"
     else:
-        allowed = first["msg"].removeprefix("Input should be ")
+        allowed = NUMBERS.get(field) or first["msg"].removeprefix("Input should be ")
     return InvalidValueError(f"{where}: {field}: read {shown(read)}; allowed: {allowed}")

@@ -29,9 +29,8 @@ class Llama(Family):
         "mlp_bias": ("mlp_bias",),
         "attention_dropout": ("attention_dropout",),
         "rope_theta": ("rope_theta",),
-        "rope_scaling": ("rope_scaling",),
     }
-    nested = ("rope_parameters",)
+    nested = ("rope_parameters", "rope_scaling")
     layout = Layout(
         trunk="model", layers="layers", tokens="embed_tokens", positions="embed_positions", final_norm="norm"
     )
@@ -51,19 +50,18 @@ class Llama(Family):
 
     @classmethod
     def translate(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
-        """Rotary parameters come as two fields (transformers 4), or as one object (transformers 5)."""
-        flat = dict(values)
-        for key in ("rope_parameters", "rope_scaling"):
-            rope = flat.pop(key, None)
-            if isinstance(rope, str):
-                flat["rope_scaling"] = rope
-            elif isinstance(rope, Mapping):
-                kind = rope.get("rope_type", rope.get("type", "default"))
-                flat["rope_scaling"] = None if kind == "default" else kind
-                flat |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-            elif rope is not None:
-                raise InvalidValueError(f"{where}: {key}: read {shown(rope)}; allowed: an object with rope_type")
-        return super().translate(flat, where)
+        """Rotary parameters come as two fields (transformers 4), or in an object (transformers 5)."""
+        own = super().translate({key: value for key, value in values.items() if key not in ROPE}, where)
+        if "rope_scaling" in values:
+            own["rope_scaling"] = None
+        for key in (key for key in ROPE if values.get(key) is not None):
+            for field, value in _rope(values[key], f"{where}: {key}").items():
+                if own.get(field) not in (None, value):
+                    raise InvalidValueError(
+                        f"{where}: read {field}={shown(own[field])} and {shown(value)} in {key}; give it once"
+                    )
+                own[field] = value
+        return own
 
     def norm(self, name: str) -> RMSNorm:
         """An RMSNorm."""
@@ -87,3 +85,17 @@ class Llama(Family):
             bias=self.has_bias("mlp_bias"),
             dropout=self.residual_dropout,
         )
+
+
+#: The fields that may hold an object of rotary parameters.
+ROPE = ("rope_parameters", "rope_scaling")
+
+
+def _rope(value: object, where: str) -> dict[str, object]:
+    """The own fields in an object of rotary parameters, or in the name of a scaling rule."""
+    rope = {"rope_type": value} if isinstance(value, str) else value
+    if not isinstance(rope, Mapping):
+        raise InvalidValueError(f"{where}: read {shown(value)}; allowed: an object with rope_type")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    fields: dict[str, object] = {} if kind == "default" else {"rope_scaling": kind}
+    return fields | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})

@@ -12,10 +12,9 @@ class Component(NamedTuple):
     source: str
 
 
-_GPT2 = "Radford et al. 2019, §2.3"
 _VASWANI = "Vaswani et al. 2017"
 _HEADS = f"{_VASWANI}, §3.2.2; Ainslie et al. 2023 for K < N"
-_BIAS = "nn.Linear and Conv1D add one number to each output"
+_BIAS = "torch.nn.Linear(bias=True); GPT-2's released model.py, conv1d"
 
 #: The rows of the printed table, in order.
 GROUPS = (
@@ -33,6 +32,13 @@ GROUPS = (
     "norms",
     "unembedding",
 )
+
+#: Positions that no table holds: why they store nothing, and who says so.
+UNSTORED_POSITIONS = {
+    "rotary": ("rotations of query and key inside attention: nothing is stored", "Su et al. 2021, §3"),
+    "sinusoidal": ("fixed sinusoids: nothing is stored", f"{_VASWANI}, §3.5"),
+    "none": ("the model is told no positions", ""),
+}
 
 #: Every component key (as in JSON), with its group.
 COMPONENTS = {
@@ -74,6 +80,6 @@ COMPONENTS = {
     "norm_weight": Component("norm weights", "norms", "one gain for each of D, in every norm", "Ba et al. 2016, §3"),
     "norm_bias": Component("norm biases", "norms", "one shift for each of D, in every LayerNorm", "Ba et al. 2016, §3"),
     "unembedding": Component(
-        "unembedding", "unembedding", "D back to a score for each of the V tokens", f"Press & Wolf 2017; {_GPT2}"
+        "unembedding", "unembedding", "D back to a score for each of the V tokens", "Radford et al. 2018, §3.1"
     ),
 }

@@ -128,6 +128,7 @@ def _by_component(pairs: Iterable[tuple[str, Weight, Slice]]) -> Iterator[tuple[
 def fold(key: str, label: str, parts: list[tuple[Weight, Slice]], *, per_layer: bool = False) -> Line:
     """One line for slices of one component; `per_layer` leaves the number of layers out of its formula."""
     component = COMPONENTS[parts[0][1].component]
+    tied = parts[0][0].tied_to is not None
     stored = matrices = active = 0
     for row, part in parts:
         amount = product_size(part.product + row.copies)
@@ -145,7 +146,7 @@ def fold(key: str, label: str, parts: list[tuple[Weight, Slice]], *, per_layer: 
         stored=stored,
         matrices=matrices,
         active=active,
-        why=component.why,
-        source=component.source,
-        tied=parts[0][0].tied_to is not None,
+        why=f"{component.why}: the token table itself, stored once" if tied else component.why,
+        source=parts[0][0].source or component.source,
+        tied=tied,
     )

@@ -35,6 +35,7 @@ class Unembedding(Weighted):
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """The matrix (V, D), the token table itself where it is tied, and a bias (V) where there is one."""
         tied_to = f"{spec.trunk}.{spec.embedding.name}.weight" if self.tied else None
-        yield Weight("weight", "matmul", _table(spec, "unembedding"), tied_to=tied_to)
+        source = "Press & Wolf 2017" if self.tied else ""
+        yield Weight("weight", "matmul", _table(spec, "unembedding"), tied_to=tied_to, source=source)
         if self.bias:
             yield Weight("bias", "bias", (Slice("lm_head_bias", ((Dim("V", spec.n_vocab),),)),))

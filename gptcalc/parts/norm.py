@@ -16,7 +16,8 @@ class RMSNorm(Weighted):
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """The gain (D)."""
-        yield Weight("weight", "norm", (Slice("norm_weight", ((Dim("D", spec.d_model),),)),))
+        width = ((Dim("D", spec.d_model),),)
+        yield Weight("weight", "norm", (Slice("norm_weight", width),), source="Zhang & Sennrich 2019, §4")
 
 
 class LayerNorm(Weighted):

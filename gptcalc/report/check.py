@@ -13,11 +13,11 @@ SHOWN_FINDINGS = 20
 
 
 class EvidenceJSON(TypedDict):
-    """What one witness saw."""
+    """What one witness saw; `agrees` is null where it could not look (`skipped` says why)."""
 
     witness: str
     subject: str
-    agrees: bool
+    agrees: bool | None
     tensors: int
     stored: int
     skipped: str
@@ -58,7 +58,7 @@ def model_check_json(check: Check) -> ModelCheckJSON:
             {
                 "witness": seen.witness,
                 "subject": seen.subject,
-                "agrees": not seen.findings and not seen.skipped,
+                "agrees": None if seen.skipped else not seen.findings,
                 "tensors": seen.tensors,
                 "stored": seen.stored,
                 "skipped": seen.skipped,
@@ -77,6 +77,7 @@ def check_document(checks: Sequence[Check]) -> Document:
     if len(checks) == 1:
         found = any(seen.findings for seen in checks[0].evidence)
         verdict = "agrees with PyTorch" if agreeing else "DISAGREES with PyTorch" if found else "not checked"
+        verdict += "; family mapping not checked" if agreeing and not classes else ""
         title = f"{checks[0].model.title}: {verdict}"
     tables = [_evidence_table(checks), *_finding_tables(checks)]
     return Document(title, (), tuple(tables), tuple(check_reasons(checks)), lambda: _data_table(checks))

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
-from gptcalc.ledger.components import GROUPS
+from gptcalc.ledger.components import GROUPS, UNSTORED_POSITIONS
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters
 from gptcalc.report.check import check_reasons, evidence_tables
@@ -28,7 +28,7 @@ def count_document(
     tables = [_component_table(count, model) if depth == 1 else (_section_table, _tensor_table)[depth - 2](count)]
     tables += [_bridge_table(count), _meaning_table(count)]
     if explain:
-        tables.append(_why_table(count))
+        tables.append(_why_table(count, model.family.positions))
     if check:
         tables += evidence_tables(check)
     return Document(
@@ -49,9 +49,9 @@ def heading(model: Resolved, count: Parameters) -> Iterator[str]:
     """The dims by letter, where they come from, and what was changed."""
     yield " · ".join(f"{dim.letter}={format_count(dim.size)}" for dim in count.dims)
     if model.preset:
-        yield f"{model.preset.name}, {model.family.model_type} family; {model.preset.source}"
+        yield f"{model.preset.name}, model type {model.family.model_type}; {model.preset.source}"
     else:
-        yield f"{model.name}, {model.family.model_type} family"
+        yield f"{model.name}, model type {model.family.model_type}"
     yield from heading_notes(model)
 
 
@@ -143,7 +143,8 @@ def _meaning_table(count: Parameters) -> Table:
     rows: list[tuple[Value, ...]] = [
         (f"checkpoint, {dtype} bytes", size, format_bytes(size)) for dtype, size in count.checkpoint_bytes.items()
     ]
-    active = "all of them: no experts" if totals.active == totals.stored else "what one token uses"
+    mixture = any(row.active != (1, 1) for row in count.rows)
+    active = "what one token uses" if mixture else "all of them: no experts"
     rows += [
         ("active", totals.active, active),
         ("non_embedding", totals.non_embedding, "without token table, positions and untied unembedding"),
@@ -158,16 +159,17 @@ def _errors(stored: Fraction, non_embedding: Fraction) -> str:
     return f"{texts[0]} off stored, {texts[1]} off non_embedding"
 
 
-def _why_table(count: Parameters) -> Table:
+def _why_table(count: Parameters, positions: str) -> Table:
     columns = (
         Column("component", "component"),
         Column("formula", "formula", wraps=True),
         Column("why", "why", wraps=True),
         Column("source", "source", wraps=True),
     )
-    return Table(
-        "Why", columns, tuple((line.label, line.formula.letters, line.why, line.source) for line in count.lines)
-    )
+    rows: list[tuple[Value, ...]] = [(_tied(line), line.formula.letters, line.why, line.source) for line in count.lines]
+    if positions in UNSTORED_POSITIONS:
+        rows.insert(1, (f"positions ({positions})", "–", *UNSTORED_POSITIONS[positions]))
+    return Table("Why", columns, tuple(rows))
 
 
 def _data_table(count: Parameters, depth: int) -> Table:

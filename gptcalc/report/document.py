@@ -4,9 +4,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from gptcalc.units import format_bytes, format_count, format_fixed, format_signed
+from gptcalc.units import format_count, format_fixed
 
-Kind = Literal["text", "count", "signed", "bytes", "share", "bar"]
+Kind = Literal["text", "count", "share", "bar"]
 Value = str | int | Fraction | None
 
 
@@ -61,9 +61,7 @@ def cell(value: Value, kind: Kind) -> str:
         return value
     if kind == "share":
         return f"{format_fixed(Fraction(value) * 100, 2)}%"
-    if isinstance(value, Fraction):
-        return format_fixed(value, 6)
-    return {"signed": format_signed, "bytes": format_bytes}.get(kind, format_count)(value)
+    return format_count(int(value))
 
 
 def bar(share: Fraction, width: int) -> str:

@@ -20,7 +20,7 @@ def render(chosen: Format, document: Callable[[], Document], answer: Callable[[]
     if chosen is Format.JSON:
         import json
 
-        return json.dumps(answer(), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(answer(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if chosen is Format.TABLE:
         from gptcalc.report.terminal import render as render_table
 

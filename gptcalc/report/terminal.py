@@ -32,7 +32,7 @@ def render(document: Document) -> str:
     console = Console(
         file=target,
         width=width,
-        force_terminal=sys.stdout.isatty(),
+        force_terminal=_is_terminal(),
         highlight=False,
         emoji=False,
         markup=False,
@@ -54,7 +54,11 @@ def terminal_width() -> int | None:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
-    return os.get_terminal_size(sys.stdout.fileno()).columns or None if sys.stdout.isatty() else None
+    return os.get_terminal_size(sys.stdout.fileno()).columns or None if _is_terminal() else None
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def natural_width(document: Document) -> int:

@@ -21,7 +21,7 @@ WITNESSES: dict[str, Callable[[Resolved, Rows], Evidence]] = {
 def check(model: Resolved, witness: str | None = None, rows: Rows | None = None) -> Check:
     """Put the inventory of `model` (or `rows` in its place) before one witness, or before all."""
     if witness is not None and witness not in WITNESSES:
-        raise UnknownNameError.near("witness", witness, WITNESSES)
+        raise UnknownNameError.near("witness", str(witness), WITNESSES)
     rows = inventory(model.spec) if rows is None else rows
     heard = WITNESSES.values() if witness is None else [WITNESSES[witness]]
     return Check(model, tuple(look(model, rows) for look in heard))

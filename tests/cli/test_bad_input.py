@@ -38,7 +38,7 @@ OPTIONS = {
     "zero head size": (["count", "--d-head", "0"], ["d_head", "read 0"]),
     "width no multiple of the head": (["count", "--d-model", "1000"], ["read 1000", "d_head = 64", "960, 1024"]),
     "width below the head": (["count", "--d-model", "32"], ["read 32", "64"]),
-    "heads that do not divide": (["count", "--n-heads", "7"], ["read 768", "n_heads = 7", "763, 770"]),
+    "heads that do not divide": (["count", "--n-heads", "7"], ["n_heads", "read 7", "d_model = 768", "6, 8"]),
     "key heads that do not divide": (["count", "--n-kv-heads", "5"], ["read 5", "n_heads = 12", "4, 6"]),
     "more key heads than heads": (["count", "--n-kv-heads", "24"], ["read 24", "n_heads = 12"]),
     "unknown positions": (["count", "--positions", "learnt"], ["'learnt'", "learned"]),

@@ -35,7 +35,7 @@ def test_help_lists_every_command() -> None:
     listed = gptcalc("--help", COLUMNS="100").stdout
 
     assert all(command in listed for command in COMMANDS)
-    assert all(command in gptcalc(COLUMNS="100").stderr for command in COMMANDS)
+    assert gptcalc(COLUMNS="100").stdout == listed
 
 
 def test_version_is_printed() -> None:
@@ -74,16 +74,8 @@ def test_importing_gptcalc_opens_neither_torch_nor_rich_nor_pydantic() -> None:
 
 def test_only_the_file_that_names_a_preset_is_parsed() -> None:
     """Cold start does not grow with the catalogue: one TOML file is read for one name."""
-    code = (
-        "import gptcalc, gptcalc.catalog as c; gptcalc.count('gpt3-175b'); print(sorted(p.name for p in [c]),"
-        " c._tables.cache_info().currsize)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("sorted(p.name for p in [c]),", "")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    code = "import gptcalc, gptcalc.catalog as c; gptcalc.count('gpt3-175b'); print(c._tables.cache_info().currsize)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "1"
 
@@ -146,7 +138,7 @@ def test_an_answer_that_cannot_be_written_is_one_error() -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_output_survives_a_terminal_without_utf8(encoding: str) -> None:
     """Where × cannot be printed, x stands for it, and every number is there."""
-    command = [sys.executable, "-m", "gptcalc", "count", "gpt3-175b"]
+    command = [sys.executable, "-m", "gptcalc", "count", "gpt3-175b", "--explain"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, check=False, env=environment, cwd=ROOT)
     text = done.stdout.decode(encoding)
@@ -154,6 +146,7 @@ def test_output_survives_a_terminal_without_utf8(encoding: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "174,604,259,328" in text
     assert "LxNxHxD" in text or "L×N×H×D" in text
+    assert "?" not in text
 
 
 def test_a_check_that_disagrees_exits_with_1(
