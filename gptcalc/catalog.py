@@ -295,6 +295,8 @@ def _read_file(path: Path) -> Mapping[str, object]:
         raise UnreadableFileError(f"{name}: not text; allowed: a config in JSON or TOML, encoded as UTF-8") from None
     except OSError as error:
         raise UnreadableFileError(f"{name}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UnreadableFileError(f"{name}: no file can have this name ({error})") from None
     if not text.strip():
         raise UnreadableFileError(f"{name}: the file is empty; allowed: a config in JSON or TOML")
     import json

@@ -53,7 +53,7 @@ class OutputError(GptcalcError):
 
 
 #: A list of allowed names longer than this is replaced by the nearest ones.
-LISTED_AT_MOST = 12
+LISTED_AT_MOST = 48
 #: Longer input is cut where it is quoted back: an error stays one or two lines.
 QUOTED_AT_MOST = 60
 #: A path may be longer, since it is read as a whole.

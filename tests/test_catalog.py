@@ -160,6 +160,42 @@ def test_gpt1_reads_its_gelu_as_the_tanh_approximation() -> None:
     assert spec.layers[0].block.model_dump()["mlp"]["activation"] == "gelu_new"
 
 
+def test_what_one_caller_gets_another_cannot_change() -> None:
+    """Results of a preset are shared and read-only, down to the hyperparameters."""
+    model = resolve("gpt3-175b", {})
+    assert model.preset is not None
+
+    for fields in (model.huggingface, model.preset.hyperparameters, model.changed):
+        with pytest.raises(TypeError):
+            fields["n_embd"] = 64  # type: ignore[index]
+
+
+@pytest.mark.parametrize("model", [5, True, ["gpt2"], b"gpt2", {1: 2, "model_type": "gpt2"}, "a\0b.json", "x" * 5000])
+def test_anything_that_is_no_model_is_our_error(model: object) -> None:
+    """The API raises `GptcalcError` whatever it is given."""
+    with pytest.raises(GptcalcError):
+        gptcalc.count(model)  # type: ignore[arg-type]
+
+
+def test_a_change_that_changes_nothing_is_not_said() -> None:
+    """Overrides equal to what the model has leave it as it is."""
+    assert resolve("gpt2", {"d_model": 768, "bias": True}).changed == {}
+    with pytest.raises(GptcalcError, match="depth: read True"):
+        gptcalc.count("gpt2", depth=True)
+
+
+def test_every_default_that_a_count_uses_is_said() -> None:
+    """A config that names only its layers: all other dims, ties and biases are defaults, derived ones included."""
+    defaults = resolve({"model_type": "llama", "num_hidden_layers": 3}, {}).defaults
+
+    assert defaults["n_kv_heads"] == 32
+    assert defaults["d_head"] == 128
+    assert defaults["d_ff"] == 11008
+    assert defaults["qkv_bias"] is False
+    assert "n_layers" not in defaults
+    assert "rope_theta" not in defaults
+
+
 def test_the_api_gives_frozen_results_in_every_form() -> None:
     """A count is a value: frozen, as a dictionary, as tables in a notebook."""
     count = gptcalc.count("gpt3-175b", n_vocab=50304)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -101,6 +102,39 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
         json.dumps(GPT2 | {"n_embd": 768, "hidden_size": 512}).encode(),
         ["n_embd", "hidden_size", "d_model"],
     ),
+    "a key that stands twice": (
+        "config.json",
+        b'{"model_type": "gpt2", "n_layer": 2, "n_layer": 3}',
+        ["'n_layer'", "twice"],
+    ),
+    "a string for a fraction": (
+        "config.json",
+        b'{"model_type": "gpt2", "layer_norm_epsilon": "1e-5"}',
+        ["'1e-5'", "number"],
+    ),
+    "a boolean for a fraction": ("config.json", b'{"model_type": "llama", "rope_theta": true}', ["rope_theta", "True"]),
+    "infinity": ("config.json", b'{"model_type": "llama", "rope_theta": Infinity}', ["rope_theta", "inf"]),
+    "not a number": (
+        "config.json",
+        b'{"model_type": "gpt2", "embd_pdrop": NaN}',
+        ["embedding_dropout", "nan", "from 0"],
+    ),
+    "an unknown rotary rule": (
+        "config.json",
+        b'{"model_type": "llama", "rope_scaling": {"rope_type": "yarm"}}',
+        ["'yarm'", "yarn"],
+    ),
+    "two rotary angles": (
+        "config.json",
+        b'{"model_type": "llama", "rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}}',
+        ["rope_theta", "500000.0", "10000.0", "once"],
+    ),
+    "a rotary rule that is a number": (
+        "config.json",
+        b'{"model_type": "llama", "rope_scaling": 5}',
+        ["read 5", "rope_type"],
+    ),
+    "a key of control characters": ("model.toml", b'model_type = "gpt2"\n"n_\\u001b[31m" = 3\n', ["'n_\\x1b[31m'"]),
     "cross attention": ("config.json", json.dumps(GPT2 | {"add_cross_attention": True}).encode(), ["cross"]),
     "unknown key in TOML": ("model.toml", b'model_type = "gpt2"\nn_layerz = 3\n', ["'n_layerz'", "n_layer"]),
     "broken TOML": ("model.toml", b"model_type = \n", ["not TOML", "line 1"]),
@@ -120,6 +154,18 @@ def test_a_wrong_file_is_one_clear_error(tmp_path: Path, name: str, content: byt
     path.write_bytes(content)
 
     _assert_refused(gptcalc("count", str(path)), said)
+
+
+def test_a_file_that_may_not_be_read_is_one_clear_error(tmp_path: Path) -> None:
+    """A folder that is closed to the reader is said to be; root reads everything."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    folder.chmod(0)
+    if os.access(folder, os.R_OK):
+        pytest.skip("this user may read everything")
+
+    _assert_refused(gptcalc("count", str(folder / "config.json")), ["cannot be read"])
 
 
 def test_a_folder_without_config_is_one_clear_error(tmp_path: Path) -> None:

@@ -124,6 +124,26 @@ def test_a_reader_that_leaves_early_is_no_error(unbuffered: str) -> None:
         assert process.stderr.read() == ""
 
 
+def test_a_closed_stdout_is_no_accident() -> None:
+    """`gptcalc count … >&-` has nowhere to write, and says nothing of bugs."""
+    command = f"{sys.executable} -m gptcalc count gpt2 >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602  its own line
+
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_what_a_file_says_reaches_the_terminal_as_plain_text(tmp_path: Path) -> None:
+    """Control characters in a file's keys or name are quoted, never sent on."""
+    path = tmp_path / "odd\x1b[31mname.json"
+    path.write_text(json.dumps({"model_type": "gpt2", "evil\x1b[31mred\nnew": 1}))
+    done = gptcalc("count", str(path))
+
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert r"evil\x1b[31mred\nnew is no field" in done.stdout.replace("'", "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_an_answer_that_cannot_be_written_is_one_error() -> None:
     """A full disk is said in one line."""

@@ -168,10 +168,27 @@ def test_a_real_terminal_gets_the_same_words(columns: str, no_color: str | None)
     ).stdout.splitlines()
 
 
-def test_explain_gives_formula_why_and_source_for_every_row() -> None:
-    """Each component's row says why it has its size, and who says so."""
-    text = gptcalc("count", "gpt3-175b", "--explain").stdout
-    why = text[text.index("\nWhy\n") :]
+@pytest.mark.parametrize("model", MODELS)
+def test_explain_gives_formula_why_and_source_for_every_row(model: str) -> None:
+    """Each component of the model has a row that says why it has its size, and who says so."""
+    text = gptcalc("count", model, "--explain").stdout
+    lines = json.loads(gptcalc("count", model, "--format", "json").stdout)["lines"]
+    why = text[text.index("\nWhy\n") : text.index("\nNot in these")]
+    rows = [re.split(r"\s{2,}", row.strip()) for row in why.strip().splitlines()[2:]]
 
-    for words in ("token embedding", "V×D", "one row of width D for each of the V tokens", "Vaswani et al. 2017"):
-        assert words in why
+    assert {row[0].removesuffix(" (tied)") for row in rows} >= {line["label"] for line in lines}
+    assert all(len(row) == 4 for row in rows), rows
+
+
+def test_a_norm_and_an_unembedding_cite_those_who_defined_them() -> None:
+    """RMSNorm is not LayerNorm, and tying is cited only where it is done."""
+    sources = {
+        model: {line["key"]: line["source"] for line in answer["lines"]}
+        for model in ("llama-3-8b", "gpt2")
+        for answer in [json.loads(gptcalc("count", model, "--format", "json").stdout)]
+    }
+
+    assert "Zhang & Sennrich" in sources["llama-3-8b"]["norm_weight"]
+    assert "Ba et al." in sources["gpt2"]["norm_weight"]
+    assert "Press & Wolf" in sources["gpt2"]["unembedding"]
+    assert "Press & Wolf" not in sources["llama-3-8b"]["unembedding"]

@@ -76,6 +76,15 @@ def test_a_bias_for_all_layers_reaches_every_field_of_the_class() -> None:
     assert (evidence[0].skipped, evidence[0].findings) == ("", ())
 
 
+def test_a_config_in_gptcalcs_own_names_reaches_the_class_too() -> None:
+    """Own names are translated for transformers, whether they come as overrides or in the file."""
+    pytest.importorskip("transformers")
+    config = {"model_type": "gpt2", "d_model": 96, "n_heads": 4, "n_layers": 3, "tied": False, "n_ctx": 7}
+    evidence = gptcalc.check(config).evidence
+
+    assert [(seen.skipped, seen.findings) for seen in evidence] == [("", ()), ("", ())]
+
+
 def test_an_error_in_the_familys_mapping_is_found_by_the_transformers_class_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
