@@ -14,7 +14,7 @@ class Component(NamedTuple):
 
 _VASWANI = "Vaswani et al. 2017"
 _HEADS = f"{_VASWANI}, §3.2.2; Ainslie et al. 2023 for K < N"
-_BIAS = "torch.nn.Linear(bias=True); GPT-2's released model.py, conv1d"
+_BIAS = "every torch.nn.Linear with a bias; GPT-2's released model.py, conv1d"
 
 #: The rows of the printed table, in order.
 GROUPS = (

@@ -164,7 +164,7 @@ def _why_table(count: Parameters, positions: str) -> Table:
         Column("component", "component"),
         Column("formula", "formula", wraps=True),
         Column("why", "why", wraps=True),
-        Column("source", "source", wraps=True),
+        Column("source", "source", wraps=True, least=14),
     )
     rows: list[tuple[Value, ...]] = [(_tied(line), line.formula.letters, line.why, line.source) for line in count.lines]
     if positions in UNSTORED_POSITIONS:

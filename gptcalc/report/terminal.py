@@ -105,11 +105,14 @@ def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
     for index in (index for index in kept if table.columns[index].folded):
         least[index] = max(min(least[index], FOLD_MINIMUM), least[index] + min(spare(), 0))
     widths = {index: least[index] for index in kept}
-    left = max(spare(), 0)
-    for index in sorted(kept, key=lambda index: table.columns[index].kind == "bar"):
-        more = min(left, _natural(table, index) - widths[index])
-        widths[index] += more
-        left -= more
+    wanted = {index: _natural(table, index) for index in kept}
+    bars = [index for index in kept if table.columns[index].kind == "bar"]
+    left = spare()
+    for group in ([index for index in kept if index not in bars], bars):
+        while left > 0 and (short := [index for index in group if widths[index] < wanted[index]]):
+            for index in short[:left]:
+                widths[index] += 1
+                left -= 1
     return kept, widths
 
 
