@@ -23,10 +23,12 @@ class UnknownNameError(GptcalcError):
     """A name that is not among those allowed."""
 
     @classmethod
-    def near(cls, what: str, read: str, allowed: Iterable[str], advice: str = "") -> Self:
-        """Say what was read, the nearest allowed names and where to find the rest."""
-        names = sorted(set(allowed))
-        matches = nearest(read, names)
+    def near(
+        cls, what: str, read: str, allowed: Iterable[str], advice: str = "", listed: Iterable[str] | None = None
+    ) -> Self:
+        """Say what was read, the nearest allowed names, or those to be `listed` where none is near."""
+        matches = nearest(read, allowed := list(allowed))
+        names = sorted(set(allowed if listed is None else listed))
         if matches:
             hint = f"nearest: {', '.join(matches)}"
         elif len(names) <= LISTED_AT_MOST:
@@ -53,7 +55,7 @@ class OutputError(GptcalcError):
 
 
 #: A list of allowed names longer than this is replaced by the nearest ones.
-LISTED_AT_MOST = 48
+LISTED_AT_MOST = 32
 #: Longer input is cut where it is quoted back: an error stays one or two lines.
 QUOTED_AT_MOST = 60
 #: A path may be longer, since it is read as a whole.

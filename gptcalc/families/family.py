@@ -141,7 +141,8 @@ class Family(Record):
         names, own, read = cls.names(), dict[str, object](), dict[str, str]()
         for key, value in values.items():
             if key not in names:
-                raise UnknownNameError.near(f"{where}: field of {cls.model_type}", key, names)
+                what = f"{where}: field of {cls.model_type}"
+                raise UnknownNameError.near(what, key, names, listed=cls.model_fields)
             for field in names[key]:
                 if field in own and own[field] != value:
                     raise InvalidValueError(
