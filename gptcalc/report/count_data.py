@@ -19,7 +19,8 @@ from gptcalc.units import format_count
 MOST_TENSORS = 200_000
 
 NOT_COUNTED = (
-    "Not in these numbers: buffers (causal masks, rotary tables), gradients, optimizer states and activations."
+    "Not in these numbers: buffers (causal masks, rotary tables), gradients (one for each parameter), AdamW's states"
+    " (two for each), activations (by batch and length)."
 )
 
 
