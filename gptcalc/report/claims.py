@@ -87,24 +87,24 @@ def claims_document(judged: Sequence[Judgement]) -> Document:
     return Document(f"{len(judged)} claims: {summary}", (), (table,), (VERDICTS_SAY,), lambda: _data_table(judged))
 
 
-def claims_table(judged: Sequence[Judgement], *, with_model: bool = True) -> Table:
-    """Claimed, computed, verdict, and the terms of the difference."""
+def claims_table(judged: Sequence[Judgement], title: str = "") -> Table:
+    """Claimed, computed, verdict, and the terms of the difference; the model where there are several."""
     columns = (
         Column("model", "model", drop=1),
         Column("what", "what is claimed", wraps=True),
         Column("text", "claimed", wraps=True),
         Column("computed", "computed", "count"),
         Column("verdict", "verdict", wraps=True),
-        Column("difference", "the difference", wraps=True, least=24, drop=2),
+        Column("difference", "the difference", wraps=True, least=20, drop=2),
         Column("source", "source", wraps=True, least=24, drop=3),
     )
     rows: list[tuple[Value, ...]] = [
         (one.model, one.claim.what, one.claim.text, _amount(one.computed), one.verdict, _terms(one), one.claim.source)
         for one in judged
     ]
-    if with_model:
-        return Table("", columns, tuple(rows))
-    return Table("Claims", columns[1:], tuple(row[1:] for row in rows))
+    if len({one.model for one in judged}) > 1:
+        return Table(title, columns, tuple(rows))
+    return Table(title, columns[1:], tuple(row[1:] for row in rows))
 
 
 def claim_notes(judged: Iterable[Judgement]) -> list[str]:

@@ -136,7 +136,7 @@ def preset_document(entry: Entry, judged: Sequence[Judgement]) -> Document:
         heading.append(estimate(preset))
     columns = (Column("field", "hyperparameter"), Column("value", "value"))
     fields = Table("", columns, tuple((key, _plain(value)) for key, value in preset.hyperparameters.items()))
-    tables = [fields, claims_table(judged, with_model=False)] if judged else [fields]
+    tables = [fields, claims_table(judged, "Claims")] if judged else [fields]
     notes = (*claim_notes(judged), *(f"Note: {note}" for note in preset.notes))
     title = f"{preset.title}: {format_count(stored)} parameters ({short_count(stored)})"
     return Document(title, tuple(heading), tuple(tables), notes, lambda: fields)
