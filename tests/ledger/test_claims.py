@@ -166,7 +166,7 @@ KNOWN = [
 
 @pytest.mark.parametrize("known", KNOWN, ids=[f"{known.model}: {known.text}" for known in KNOWN])
 def test_the_known_discrepancies(known: Known) -> None:
-    """The claims that the project started from are judged, explained and itemised as facts/breakdowns.md has them."""
+    """The claims that the project started from are judged, explained and itemised."""
     found = judged(known.model, known.text, known.what)
 
     assert (known.verdict, known.reading) == (found.verdict, found.reading)
