@@ -89,11 +89,6 @@ class Judgement:
     reading: str
     terms: tuple[Term, ...]
 
-    @property
-    def note(self) -> str:
-        """What the catalogue adds to the claim."""
-        return self.claim.note
-
 
 def _plain(amount: Amount) -> Amount:
     return int(amount) if amount.denominator == 1 else amount

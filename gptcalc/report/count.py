@@ -86,24 +86,16 @@ _TENSOR_COLUMNS = (
 
 
 def _line_rows(lines: Iterable[tuple[str, Formula, int]], stored: int) -> list[tuple[Value, ...]]:
-    return [
-        (
-            label,
-            formula.letters if formula.terms else "–",
-            formula.numbers if formula.terms else "",
-            amount,
-            share,
-            share,
-        )
-        for label, formula, amount in lines
-        for share in [Fraction(amount, stored)]
-    ]
+    rows: list[tuple[Value, ...]] = []
+    for label, formula, amount in lines:
+        letters, numbers = (formula.letters, formula.numbers) if formula.terms else ("–", "")
+        share = Fraction(amount, stored)
+        rows.append((label, letters, numbers, amount, share, share))
+    return rows
 
 
 def _component_table(count: Parameters, model: Resolved) -> Table:
-    stored = count.totals.stored
-    rows = _line_rows(_grouped(count, model), stored)
-    return Table("", _LINE_COLUMNS, tuple(rows), (("stored", "", "", stored, Fraction(1), None),))
+    return _line_table(_line_rows(_grouped(count, model), count.totals.stored), count)
 
 
 def _section_table(count: Parameters) -> Table:
@@ -113,7 +105,11 @@ def _section_table(count: Parameters) -> Table:
         total = sum(line.stored for line in section.lines)
         rows.append((section.label, "", "", total, Fraction(total, stored), Fraction(total, stored)))
         rows += _line_rows(((f"  {_tied(line)}", line.formula, line.stored) for line in section.lines), stored)
-    return Table("", _LINE_COLUMNS, tuple(rows), (("stored", "", "", stored, Fraction(1), None),))
+    return _line_table(rows, count)
+
+
+def _line_table(rows: list[tuple[Value, ...]], count: Parameters) -> Table:
+    return Table("", _LINE_COLUMNS, tuple(rows), (("stored", "", "", count.totals.stored, Fraction(1), None),))
 
 
 def _tensor_table(count: Parameters) -> Table:

@@ -155,27 +155,32 @@ def _tensor_lines(count: Parameters) -> Iterator[CountLine]:
         raise InvalidValueError(
             f"depth: read 3 for {tensors:,} tensors; allowed: at most {MOST_TENSORS:,}; --depth 2 folds the layers"
         )
-    formulas = {row.name: Formula.of(part.product for part in row.slices) for row in count.rows}
-    for name, row in expand(count.rows):
-        components = [COMPONENTS[part.component] for part in row.slices]
-        stored = 0 if row.tied_to else row.elements
-        yield {
-            "key": name,
-            "label": ", ".join(component.label for component in components),
-            "amount": stored,
-            "unit": "parameters",
-            "formula": formulas[row.name].letters,
-            "numbers": formulas[row.name].numbers,
-            "stored": stored,
-            "matrices": row.elements if row.is_matrix else 0,
-            "share": stored / count.totals.stored,
-            "why": "; ".join(dict.fromkeys(component.why for component in components)),
-            "source": row.source or "; ".join(dict.fromkeys(component.source for component in components)),
-            "shape": list(row.shape),
-            "role": row.role,
-            "components": [part.component for part in row.slices],
-            "tied_to": row.tied_to,
-        }
+    bodies = {row.name: _row_json(row, count) for row in count.rows}
+    return ({**bodies[row.name], "key": name} for name, row in expand(count.rows))
+
+
+def _row_json(row: Weight, count: Parameters) -> CountLine:
+    """A row as one of its tensors, all of which differ in name alone."""
+    components = [COMPONENTS[part.component] for part in row.slices]
+    formula = Formula.of(part.product for part in row.slices)
+    stored = 0 if row.tied_to else row.elements
+    return {
+        "key": row.name,
+        "label": ", ".join(component.label for component in components),
+        "amount": stored,
+        "unit": "parameters",
+        "formula": formula.letters,
+        "numbers": formula.numbers,
+        "stored": stored,
+        "matrices": row.elements if row.is_matrix else 0,
+        "share": stored / count.totals.stored,
+        "why": "; ".join(dict.fromkeys(component.why for component in components)),
+        "source": row.source or "; ".join(dict.fromkeys(component.source for component in components)),
+        "shape": list(row.shape),
+        "role": row.role,
+        "components": [part.component for part in row.slices],
+        "tied_to": row.tied_to,
+    }
 
 
 def heading_notes(model: Resolved) -> Iterator[str]:

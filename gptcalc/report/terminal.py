@@ -118,14 +118,14 @@ def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
 
 def _print_table(console: Console, table: Table, width: int) -> None:
     kept, widths = fit(table, width)
-    columns = [table.columns[index] for index in kept]
+    columns, sizes = [table.columns[index] for index in kept], [widths[index] for index in kept]
     lines = [Text(table.title, style="bold")] if table.title else []
     if any(column.title for column in columns):
-        lines += _row_lines(columns, [column.title for column in columns], [widths[index] for index in kept], "dim")
+        lines += _row_lines(columns, [column.title for column in columns], sizes, "dim")
     for rows, style in ((table.rows, ""), (table.footer, "bold")):
         for row in rows:
             cells = [_text(table, row, index, widths[index]) for index in kept]
-            lines += _row_lines(columns, cells, [widths[index] for index in kept], style)
+            lines += _row_lines(columns, cells, sizes, style)
     dropped = [column.title or column.key for index, column in enumerate(table.columns) if index not in kept]
     if dropped:
         lines.append(Text(f"(no room at this width for: {', '.join(dropped)})", style="dim"))
