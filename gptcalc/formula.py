@@ -19,7 +19,7 @@ class Dim(NamedTuple):
 #: Dims multiplied together; the empty product is 1.
 Product = tuple[Dim, ...]
 
-_ORDER = {letter: rank for rank, letter in enumerate("LEVCNKHFD")}
+_ORDER = {letter: rank for rank, letter in enumerate("LEVCBMUPTNKHFD")}
 
 
 def product_size(product: Product) -> int:

@@ -4,10 +4,11 @@ Amounts are `int` in base units everywhere in gptcalc: parameters, bytes, bits.
 Division happens here, on integers, so that a number is exact at any size.
 """
 
+from decimal import Decimal
 from fractions import Fraction
 
 #: Bits of one element, by the short name of its dtype. Bits, so that 4-bit types need no special case.
-DTYPE_BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
+DTYPE_BITS = {"fp64": 64, "fp32": 32, "bf16": 16, "fp16": 16, "int64": 64, "bool": 8}
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -62,3 +63,21 @@ def short_count(amount: int) -> str:
         if amount >= size:
             return f"{format_fixed(Fraction(amount, size), 2)}{unit}"
     return f"{amount:,}"
+
+
+def format_significant(value: float, digits: int = 4) -> str:
+    """An estimate to so many significant digits, without an exponent: `12.35`, `1,235`."""
+    return f"{Decimal(f'{value:.{digits - 1}e}'):,f}"
+
+
+def format_duration(nanoseconds: float) -> str:
+    """A time in the largest unit that it fills: `8.214 µs`, `12.04 ms`."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if nanoseconds >= size:
+            return f"{format_significant(nanoseconds / size)} {unit}"
+    return f"{format_significant(nanoseconds)} ns"
+
+
+def format_bandwidth(bytes_per_second: float) -> str:
+    """Memory traffic in powers of ten, as datasheets have it: `4,301 GB/s`."""
+    return f"{format_significant(bytes_per_second / 1e9)} GB/s"

@@ -1,11 +1,14 @@
 """Token tables, at the input and at the output."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim
 from gptcalc.inventory import Slice, Weight, Weighted
 from gptcalc.spec import Probability, Spec
+
+if TYPE_CHECKING:
+    from gptcalc.tape import Op, Setting, Tensor
 
 
 def _table(spec: Spec, component: str) -> tuple[Slice, ...]:
@@ -23,6 +26,14 @@ class TokenEmbedding(Weighted):
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """The token table (V, D)."""
         yield Weight("weight", "lookup", _table(spec, "embedding"))
+
+    def ops(self, setting: "Setting", ids: "Tensor") -> "tuple[Op, ...]":
+        """The rows of `ids` (M) to (M, D), and where it is `scaled` their product with √D."""
+        from gptcalc import tape
+
+        table = tape.Tensor("token table", (setting.n_vocab, setting.width), setting.dtype)
+        lookup = tape.embedding(ids, table, setting.unique, "token rows")
+        return (lookup, tape.scale(lookup.output, "scaled token rows")) if self.scaled else (lookup,)
 
 
 class Unembedding(Weighted):

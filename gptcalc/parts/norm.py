@@ -1,11 +1,14 @@
 """Normalisations of the residual stream."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim
 from gptcalc.inventory import Slice, Weight, Weighted
 from gptcalc.spec import Spec
+
+if TYPE_CHECKING:
+    from gptcalc.tape import Op, Setting, Tensor
 
 
 class RMSNorm(Weighted):
@@ -18,6 +21,13 @@ class RMSNorm(Weighted):
         """The gain (D)."""
         width = ((Dim("D", spec.d_model),),)
         yield Weight("weight", "norm", (Slice("norm_weight", width),), source="Zhang & Sennrich 2019, §4")
+
+    def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
+        """X (M, D) to the same shape, by `torch.nn.functional.rms_norm`: one fused kernel on CUDA."""
+        from gptcalc import tape
+
+        weight = tape.Tensor("norm weight", (setting.width,), setting.dtype)
+        return (tape.rms_norm(x, weight, f"normalised {x.label}", setting.chip),)
 
 
 class LayerNorm(Weighted):
@@ -33,3 +43,11 @@ class LayerNorm(Weighted):
         yield Weight("weight", "norm", (Slice("norm_weight", width),))
         if self.bias:
             yield Weight("bias", "norm", (Slice("norm_bias", width),))
+
+    def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
+        """X (M, D) to the same shape."""
+        from gptcalc import tape
+
+        weight = tape.Tensor("norm weight", (setting.width,), setting.dtype)
+        bias = weight._replace(label="norm bias") if self.bias else None
+        return (tape.layer_norm(x, weight, bias, f"normalised {x.label}", setting.chip),)
