@@ -1,0 +1,1 @@
+"""Timing of real kernels. `plan` and `sampling` open no torch; `cases`, `stopwatch`, `device` and `run` do."""

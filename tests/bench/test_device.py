@@ -1,0 +1,154 @@
+"""The device: whether it is there, what it is, and its clocks through a binding that is faked."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gptcalc.bench import device as devices
+from gptcalc.bench.device import Machine, NvmlClock, available_memory, choose_device, cpu_cache, software
+from gptcalc.errors import InvalidValueError, UnknownNameError
+
+torch = pytest.importorskip("torch")
+
+
+class FakeNvml:
+    """The part of nvidia-ml-py that is used: H200 clocks, and the reasons for which they are lowered."""
+
+    class NVMLError(Exception):
+        """As the binding's."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+    nvmlClocksThrottleReasonHwSlowdown = 0x8
+    nvmlClocksThrottleReasonSwThermalSlowdown = 0x20
+    nvmlClocksThrottleReasonHwThermalSlowdown = 0x40
+    nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 0x80
+
+    def __init__(self, sm: int = 1980, reasons: int = 0) -> None:
+        self.sm, self.reasons, self.fails = sm, reasons, False
+
+    def nvmlDeviceGetClockInfo(self, _: object, which: int) -> int:
+        if self.fails:
+            raise self.NVMLError
+        return self.sm if which == self.NVML_CLOCK_SM else 3201
+
+    def nvmlDeviceGetMaxClockInfo(self, _: object, which: int) -> int:
+        return 1980 if which == self.NVML_CLOCK_SM else 3201
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, _: object) -> int:
+        return self.reasons
+
+    def nvmlSystemGetDriverVersion(self) -> bytes:
+        return b"580.159"
+
+
+@pytest.mark.parametrize(
+    ("sm", "reasons", "throttled"),
+    [
+        (1980, 0, False),
+        (1486, 0, False),
+        (1484, 0, True),
+        (1980, 0x4, False),  # the software's power cap, with the clock still high
+        (1980, 0x8, True),
+        (1980, 0x20, True),
+        (1980, 0x40, True),
+        (1980, 0x80, True),
+    ],
+)
+def test_throttled(sm: int, reasons: int, throttled: bool) -> None:  # noqa: FBT001
+    """Throttled is a clock under three quarters of the highest, heat, or the board's power brake."""
+    assert NvmlClock(FakeNvml(sm, reasons), None).throttled() is throttled
+
+
+def test_clock_that_stops_answering_says_nothing() -> None:
+    """Where the binding fails in the middle of a run, samples are not thrown out for it, and nothing ends."""
+    nvml = FakeNvml()
+    clock = NvmlClock(nvml, None)
+    assert clock.mhz() == (1980, 3201)
+    assert clock.driver() == "580.159"
+    nvml.fails = True
+    assert clock.throttled() is False
+
+
+def test_auto_is_the_best_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA, else Apple's GPU, else the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto") == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == "cuda"
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_missing_device_names_what_is_here(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A device that is not there is an error that says why and what there is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InvalidValueError, match=f"read '{name}', but .*; use --device cpu"):
+        choose_device(name)
+
+
+def test_unknown_device_names_the_nearest() -> None:
+    """A name that is no device names the nearest."""
+    with pytest.raises(UnknownNameError, match="nearest: cuda"):
+        choose_device("cuda0")
+
+
+def test_this_machine() -> None:
+    """The CPU's record has its name, its memory, its last cache and torch's threads."""
+    machine = Machine("cpu", threads=1)
+    assert machine.device.kind == "cpu"
+    assert machine.device.threads == 1
+    assert machine.device.name
+    assert machine.device.cache_bytes >= 1 << 16
+    free = machine.free_bytes()
+    assert free is None or 0 < free <= machine.device.memory_bytes
+    assert machine.clocks() is None
+    assert software("1.2.3").torch == torch.__version__
+
+
+def test_system_files_that_are_missing_are_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the system keeps no such files (macOS, a sandbox), nothing is known and nothing fails."""
+    monkeypatch.setattr(devices, "Path", lambda _: tmp_path / "nowhere")
+    assert cpu_cache() is None
+    assert available_memory() is None or available_memory() > 0
+    assert devices.cpu_name()
+
+
+def test_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a container's limit, what is used and cannot be dropped is not free."""
+    files = {
+        "/proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n",
+        "/sys/fs/cgroup/memory.max": "4000000000\n",
+        "/sys/fs/cgroup/memory.current": "3000000000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 500000000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / Path(name).name).write_text(text)
+    monkeypatch.setattr(devices, "Path", lambda name: tmp_path / Path(name).name)
+    assert available_memory() == 1_500_000_000
+    assert available_memory(total=True) == 4_000_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() == 8_000_000 * 1024
+
+
+def test_out_of_memory_is_told_from_other_errors() -> None:
+    """Torch's CPU allocator raises a plain RuntimeError; another RuntimeError is not taken for it."""
+    machine = Machine("cpu")
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert machine.out_of_memory(error.value)
+    assert machine.out_of_memory(torch.OutOfMemoryError())
+    assert not machine.out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_nvml_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the binding, or with one that fails, there are no clocks and no error."""
+    assert NvmlClock.of(torch) is None
+    fake = SimpleNamespace(nvmlInit=lambda: None, NVMLError=FakeNvml.NVMLError)
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace())
+    assert NvmlClock.of(torch) is None
