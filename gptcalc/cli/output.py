@@ -8,7 +8,20 @@ from gptcalc.errors import OutputError
 
 #: What stands for each character that a terminal without UTF-8 cannot print.
 ASCII = str.maketrans(
-    {"×": "x", "·": "*", "−": "-", "–": "-", "→": "->", "²": "^2", "…": "...", "█": "#", "’": "'", "§": "sec. "}
+    {
+        "×": "x",
+        "·": "*",
+        "−": "-",
+        "–": "-",
+        "→": "->",
+        "²": "^2",
+        "…": "...",
+        "±": "+-",
+        "µ": "u",
+        "█": "#",
+        "’": "'",
+        "§": "sec. ",
+    }
     | dict.fromkeys("▏▎▍▌", ".")
     | dict.fromkeys("▋▊▉", "#")
 )

@@ -6,12 +6,12 @@ from typing import Literal, NamedTuple
 
 from gptcalc.units import format_count, format_fixed
 
-Kind = Literal["text", "count", "share", "bar"]
+Kind = Literal["text", "amount", "count", "share", "bar"]
 Value = str | int | Fraction | None
 
 
 class Column(NamedTuple):
-    """A column by the kind of its values; printers know kinds only.
+    """A column by the kind of its values; printers know kinds only. An `amount` is text that has its unit with it.
 
     `wraps` lets long cells break at spaces, down to a width of `least`. Where a terminal is too narrow, columns go in
     the order of `drop`, highest first; 0 is never dropped. Then names break at any letter in columns that are `folded`.
@@ -40,16 +40,26 @@ class Table(NamedTuple):
     footer: tuple[tuple[Value, ...], ...] = ()
 
 
+class Drawing(NamedTuple):
+    """A picture in characters: `draw` gives its lines, none longer than the width that it is given."""
+
+    title: str
+    draw: Callable[[int], list[str]]
+
+
 class Document(NamedTuple):
-    """A whole report. `data` makes the table that csv prints: one record a line, no totals."""
+    """A whole report. `data` makes the table that csv prints: one record a line, no totals, no drawings."""
 
     title: str
     heading: tuple[str, ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
     data: Callable[[], Table]
+    drawings: tuple[Drawing, ...] = ()
 
 
+#: Of a drawing where there is no terminal.
+DRAWING_WIDTH = 80
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
 

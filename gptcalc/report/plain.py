@@ -5,7 +5,7 @@ import io
 from fractions import Fraction
 from html import escape
 
-from gptcalc.report.document import Document, Table, Value, cell
+from gptcalc.report.document import DRAWING_WIDTH, Document, Table, Value, cell
 
 
 def render_csv(document: Document) -> str:
@@ -33,6 +33,8 @@ def render_markdown(document: Document) -> str:
     for table in document.tables:
         parts += [f"### {table.title}"] if table.title else []
         parts.append(_markdown_table(table))
+    for drawing in document.drawings:
+        parts += [f"### {drawing.title}", "\n".join(["```text", *drawing.draw(DRAWING_WIDTH), "```"])]
     parts += [f"- {note}" for note in document.notes]
     return "\n\n".join(parts) + "\n"
 
@@ -61,6 +63,9 @@ def render_html(document: Document) -> str:
     for table in document.tables:
         parts += [f"<h4>{escape(table.title)}</h4>"] if table.title else []
         parts.append(_html_table(table))
+    for drawing in document.drawings:
+        parts.append(f"<h4>{escape(drawing.title)}</h4>")
+        parts.append(f"<pre>{escape(chr(10).join(drawing.draw(DRAWING_WIDTH)))}</pre>")
     parts += [f"<p><small>{escape(note)}</small></p>" for note in document.notes]
     return "\n".join(parts)
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from gptcalc.report.bench_against import BenchAgainstJSON
+from gptcalc.report.bench_data import BenchJSON
 from gptcalc.report.check import CheckJSON
 from gptcalc.report.claims import ClaimsJSON
 from gptcalc.report.count_data import CountJSON
@@ -16,6 +18,8 @@ SCHEMAS: dict[str, Any] = {
     "presets": PresetsJSON,
     "presets-show": PresetJSON,
     "claims": ClaimsJSON,
+    "bench": BenchJSON,
+    "bench-against": BenchAgainstJSON,
 }
 
 

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from gptcalc.report.document import Column, Document, Table, Value, bar, cell
+from gptcalc.report.document import DRAWING_WIDTH, Column, Document, Table, Value, bar, cell
 
 GAP = 2
 BAR_WIDTH, BAR_MINIMUM = 16, 4
@@ -43,6 +43,10 @@ def render(document: Document) -> str:
         console.print(Text(line))
     for table in document.tables:
         _print_table(console, table, width)
+    for drawing in document.drawings:
+        console.print()
+        console.print(Text(drawing.title, style="bold"))
+        console.print(Text("\n".join(drawing.draw(limit or DRAWING_WIDTH))), soft_wrap=True)
     if document.notes:
         console.print()
         console.print(Text("\n".join(document.notes), style="dim"))
@@ -119,7 +123,7 @@ def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
 def _print_table(console: Console, table: Table, width: int) -> None:
     kept, widths = fit(table, width)
     columns, sizes = [table.columns[index] for index in kept], [widths[index] for index in kept]
-    lines = [Text(table.title, style="bold")] if table.title else []
+    lines = _wrapped(table.title, width, "bold")
     if any(column.title for column in columns):
         lines += _row_lines(columns, [column.title for column in columns], sizes, "dim")
     for rows, style in ((table.rows, ""), (table.footer, "bold")):
@@ -128,9 +132,13 @@ def _print_table(console: Console, table: Table, width: int) -> None:
             lines += _row_lines(columns, cells, sizes, style)
     dropped = [column.title or column.key for index, column in enumerate(table.columns) if index not in kept]
     if dropped:
-        lines.append(Text(f"(no room at this width for: {', '.join(dropped)})", style="dim"))
+        lines += _wrapped(f"(no room at this width for: {', '.join(dropped)})", width, "dim")
     console.print()
     console.print(Text("\n").join(lines), soft_wrap=True)
+
+
+def _wrapped(text: str, width: int, style: str) -> list[Text]:
+    return [Text(line, style=style) for line in wrap(text, width)]
 
 
 def _text(table: Table, row: tuple[Value, ...], index: int, width: int) -> str:

@@ -1,0 +1,164 @@
+"""A benchmark in words: the machine and the run above the numbers, and below them what they mean and what to do."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from gptcalc.ledger.profile import Device, Software
+from gptcalc.ledger.timing import MARKS, TARGET, Timing
+from gptcalc.report.bench_points import OWN, Layout, flat, in_order, moves_more, percent, when
+from gptcalc.units import format_bandwidth, format_bytes
+
+NEXT = (
+    "Next: --save FILE keeps every sample; --against FILE compares; --backend eager,compile sets both side by side;"
+    " a sweep such as --d-model 256:16384:x2 fits t0 + bytes/bandwidth."
+)
+NOT_IN_THESE = (
+    "Not in these numbers: gaps between kernels while the host launches, allocation, autograd's own work, and what only"
+    " a first call does (compilation, tuning)."
+)
+#: A line that misses a point by more than this is no model of the kernel.
+POOR_FIT = 0.10
+
+
+def bench_heading(timing: Timing, shape: Layout) -> Iterator[str]:
+    """The machine, its state, the run, and what all rows share."""
+    profile, gpu = timing.profile, timing.gpu
+    yield " · ".join(_device_words(profile.device))
+    yield " · ".join(_software_words(profile.software))
+    if profile.clocks:
+        highest = (profile.device.max_clock_mhz, profile.device.memory_clock_mhz)
+        pairs = zip(("SM", "memory"), profile.clocks.before, profile.clocks.after, highest, strict=True)
+        yield "clocks: " + " · ".join(
+            f"{name} {before:,} → {after:,} MHz{f' of {most:,}' if most else ''}" for name, before, after, most in pairs
+        )
+    if gpu:
+        reached = f"; the copy reaches {percent(timing.ceiling / gpu.bandwidth)}" if timing.ceiling else ""
+        yield f"datasheet: {gpu.name}, {format_bandwidth(gpu.bandwidth)}{reached}"
+    done = len(profile.points)
+    missing = "" if done == profile.asked else ": the rest was not reached"
+    yield f"{when(profile)} · {done} of {profile.asked} points{missing} · {profile.command}"
+    yield _trust(timing)
+    if shape.constants:
+        yield f"everywhere: {' · '.join(shape.constants)}"
+
+
+def _trust(timing: Timing) -> str:
+    """How much of the report to believe, in one line."""
+    known = sum(result.time.width <= TARGET for result in timing.results)
+    marked = sum(bool(result.marks) for result in timing.results)
+    without = len(timing.problems)
+    return (
+        f"{known} of {len(timing.results)} numbers are known to ±{percent(TARGET / 2, 2)}; {marked or 'none'} marked"
+        + (f"; {without} {'points have' if without > 1 else 'point has'} no number" if without else "")
+    )
+
+
+def _device_words(device: Device) -> Iterator[str]:
+    if device.driver:
+        yield f"{'macOS' if device.kind == 'mps' else 'driver'} {device.driver}"
+    if device.memory_bytes:
+        yield f"{format_bytes(device.memory_bytes)} memory"
+    cache = {"cuda": "L2", "cpu": "last cache", "mps": "cache"}[device.kind]
+    yield f"{cache} {format_bytes(device.cache_bytes)}{'' if device.cache_known else ' assumed (nobody says)'}"
+    if device.units:
+        yield f"{device.units} {'cores' if device.kind == 'cpu' else 'SMs'}"
+    if device.threads:
+        yield f"{device.threads} {'thread' if device.threads == 1 else 'threads'}"
+    if device.capability:
+        yield f"capability {device.capability}"
+
+
+def _software_words(software: Software) -> Iterator[str]:
+    yield f"gptcalc {software.gptcalc}"
+    yield f"torch {software.torch}"
+    yield from [f"CUDA {software.cuda}"] if software.cuda else []
+    yield from [f"Triton {software.triton}"] if software.triton else []
+    yield f"Python {software.python}"
+    yield software.system
+
+
+def bench_notes(timing: Timing) -> Iterator[str]:
+    """What to know before the numbers are used: what is doubtful and its remedy first, then what the words mean."""
+    for mark in MARKS:
+        found = sum(mark in result.marks for result in timing.results)
+        if found:
+            yield f"{mark.sign} {mark.name} ({found} of {len(timing.results)}): {mark.remedy}."
+    yield from _stopped(timing)
+    yield from _poor_fits(timing)
+    yield from _flat_fits(timing)
+    yield (
+        "±: a second run finds the median this near at 95%; it covers what differs between restarts (fresh inputs at"
+        " fresh addresses), not only between the samples of one. n is restarts × samples."
+    )
+    yield _states(timing)
+    if timing.duels:
+        yield (
+            "by: how many times as fast the faster backend is, and within what at 95%; where neither surely is, eager's"
+            " time over the compiled one's."
+        )
+    if any(not result.point.checked for result in timing.results if result.point.case not in OWN):
+        yield "Some kernels have no record of a check against float64: their results may be wrong."
+    yield (
+        "GB/s counts what any implementation must move, over the median; the ceiling is that of a copy, which writes as"
+        " much as it reads: what reads more than it writes, or finds its inputs in a cache, can pass 100%."
+    )
+    for case, why in _reasons(timing).items():
+        yield f"{case}: torch's own kernels move more than must be moved. {why}"
+    yield NOT_IN_THESE
+    yield NEXT
+
+
+def _stopped(timing: Timing) -> Iterator[str]:
+    counts = Counter(result.measured.stopped for result in timing.results)
+    of = f"of {len(timing.results)} numbers stopped"
+    if counts["budget"]:
+        yield (
+            f"stopped, budget: {counts['budget']} {of} when the time was up, before ±{percent(TARGET / 2, 2)}"
+            " was reached: raise --time-budget."
+        )
+    if counts["restarts"]:
+        yield (
+            f"stopped, restarts: {counts['restarts']} {of} at the most restarts, before ±{percent(TARGET / 2, 2)}"
+            " was reached: they differ too much; see what else runs on the device."
+        )
+
+
+def _poor_fits(timing: Timing) -> Iterator[str]:
+    poor = [fit for fit in timing.fits if max(map(abs, fit.line.residuals)) > POOR_FIT]
+    if poor:
+        yield (
+            f"t0 + bytes/bandwidth misses a point by more than {percent(POOR_FIT, 0)} in {len(poor)} of"
+            f" {len(timing.fits)} sweeps: there time does not follow bytes alone (caches, or another kernel from some"
+            " size on); predict from the nearest point instead."
+        )
+
+
+def _flat_fits(timing: Timing) -> Iterator[str]:
+    n_flat = sum(map(flat, timing.fits))
+    if n_flat:
+        yield (
+            f"In {n_flat} of {len(timing.fits)} sweeps time hardly grows with the bytes: there the fit knows t0 but no"
+            " bandwidth; take larger sizes."
+        )
+
+
+def _states(timing: Timing) -> str:
+    cold = {
+        "cpu": "more inputs in turn than the last cache holds",
+        "cuda": "inputs in turn, the L2 written over before each",
+        "mps": "inputs in turn, the cache written over before each",
+    }[timing.profile.device.kind]
+    return (
+        f"cold: {cold}, so that all comes from memory; warm: the same input again and again, from the cache as far as"
+        " it fits. A kernel whose inputs were just written is somewhere between."
+    )
+
+
+def _reasons(timing: Timing) -> dict[str, str]:
+    """Why torch moves more, by the cases it is true of; the table has the bytes."""
+    found: dict[str, list[str]] = {}
+    for result in in_order(timing):
+        if moves_more(result) and result.point.torch_why:
+            cases = found.setdefault(result.point.torch_why, [])
+            cases += [] if result.point.case in cases else [result.point.case]
+    return {", ".join(cases): why for why, cases in found.items()}
