@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example: gptcalc count gpt3-175b --no-bias --format json")
 @takes_model
-def count(  # noqa: PLR0913  one parameter an option
+def count(
     *,
     model: str | None,
     overrides: dict[str, Any],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, gptcalc
 
-COMMANDS = ("count", "check", "presets", "claims", "schema")
+COMMANDS = ("count", "check", "bench", "presets", "claims", "schema")
 IMPORTS = """
 import sys
 from gptcalc.cli.app import run
