@@ -1,5 +1,6 @@
 """The device that is asked for: whether it is there, what it is, how much of it is free, how fast its clocks run."""
 
+import ctypes
 import os
 import platform
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from gptcalc.units import GIB, KIB, MIB
 DEVICES = ("auto", "cuda", "cpu", "mps")
 #: A last cache that nobody names is taken to be this large, which few are.
 ASSUMED_CACHE = 64 * MIB
+#: glibc's malloc.h: blocks from this size on are mapped one by one; so much free memory at the end is given back.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 #: The buffer that empties a GPU's L2.
 FLUSH = 4
 
@@ -87,6 +90,8 @@ class Machine:
         self.torch = need_torch()
         if threads is not None:
             self.torch.set_num_threads(threads)
+        if kind == "cpu":
+            keep_freed_memory()
         self.kind = kind
         self.clock = NvmlClock.of(self.torch) if kind == "cuda" else None
         self.device = _DESCRIBE[kind](self.torch, self.clock)
@@ -286,6 +291,18 @@ class MpsStream:
     def rest(self, seconds: float) -> None:
         """Let it cool."""
         sleep(seconds)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, as torch's allocators on GPUs do; elsewhere nothing happens.
+
+    By default it gives large blocks back to the system, and a run that allocates its output is timed with the page
+    faults of all of it.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(parameter, 2**31 - 1)
 
 
 def cpu_name() -> str:

@@ -18,7 +18,7 @@ from gptcalc.ledger.profile import Clocks, Point, Problem, Profile, State
 from gptcalc.units import format_bytes
 
 #: Points whose restarts take turns; what is lost when a run is stopped.
-BLOCK = 8
+BLOCK = 12
 #: Seconds for one number where no time is given for all.
 NUMBER_S = 2.0
 #: The least that one number gets.
@@ -38,9 +38,13 @@ class Step(NamedTuple):
 class _Trial:
     """One point under way."""
 
-    def __init__(self, job: Job, workload: Workload, checked: str, samplers: dict[State, Sampler]) -> None:
-        self.job, self.workload, self.checked, self.samplers = job, workload, checked, samplers
+    def __init__(self, job: Job, workload: Workload, checked: str, states: Sequence[State]) -> None:
+        self.job, self.workload, self.checked, self.states = job, workload, checked, states
+        self.samplers: dict[State, Sampler] = {}
         self.problem: Problem | None = None
+
+    def start(self, number_s: float) -> None:
+        self.samplers = {state: Sampler(number_s, perf_counter) for state in self.states}
 
     @property
     def open(self) -> bool:
@@ -82,8 +86,7 @@ class Bench:
         self.machine, self.profile, self.progress = machine, profile, progress
         done = {point.key for point in profile.points if not point.problem}
         self.jobs = [job for job in jobs if job.key not in done]
-        self.numbers = sum(len(CASES[job.case].states) for job in self.jobs)
-        self.total_s = NUMBER_S * self.numbers if time_budget_s is None else time_budget_s
+        self.total_s = NUMBER_S * sum(map(_numbers, self.jobs)) if time_budget_s is None else time_budget_s
         self.limited = time_budget_s is not None
         self.started = perf_counter()
         self.stopwatch: Stopwatch = machine.stopwatch()
@@ -93,9 +96,7 @@ class Bench:
         before = self.machine.clocks()
         waiting = list(self.jobs)
         while waiting and not (self.limited and self._spent_s() >= self.total_s):
-            numbers = sum(len(CASES[job.case].states) for job in waiting)
-            left = (self.total_s - self._spent_s()) / numbers if self.limited else NUMBER_S
-            points = list(self._block(waiting, max(left, LEAST_S)))
+            points = list(self._block(waiting))
             after = self.machine.clocks()
             fresh = {point.key for point in points}
             self.profile = self.profile.model_copy(
@@ -109,7 +110,11 @@ class Bench:
     def _spent_s(self) -> float:
         return perf_counter() - self.started
 
-    def _block(self, waiting: list[Job], number_s: float) -> Iterator[Point]:
+    def _number_s(self, waiting: int) -> float:
+        """Seconds for one of so many numbers that are still to be measured."""
+        return max((self.total_s - self._spent_s()) / waiting, LEAST_S) if self.limited else NUMBER_S
+
+    def _block(self, waiting: list[Job]) -> Iterator[Point]:
         """Take the next jobs off `waiting` and measure them, their restarts in turn."""
         trials: list[_Trial] = []
         free = self.machine.free_bytes()
@@ -117,12 +122,15 @@ class Bench:
         while waiting and len(trials) < BLOCK and (free is None or pools <= POOLS_SHARE * free):
             job = waiting.pop(0)
             self._show(f"checking {job.case}")
-            trial = self._prepare(job, number_s, free, pools)
+            trial = self._prepare(job, free, pools)
             if isinstance(trial, Point):
                 yield trial
             else:
                 trials.append(trial)
                 pools += trial.workload.pool_bytes
+        number_s = self._number_s(sum(map(_numbers, (*(trial.job for trial in trials), *waiting))))
+        for trial in trials:
+            trial.start(number_s)
         while open_trials := [trial for trial in trials if trial.open]:
             for trial in open_trials:
                 self._show(_title(trial.job))
@@ -132,7 +140,7 @@ class Bench:
     def _show(self, what: str) -> None:
         self.progress(Step(self.total_s, min(self._spent_s(), self.total_s), what))
 
-    def _prepare(self, job: Job, number_s: float, free: int | None, pools: int) -> "_Trial | Point":
+    def _prepare(self, job: Job, free: int | None, pools: int) -> "_Trial | Point":
         """A trial whose kernel gave the right result, or the point that says why there is none."""
         device = self.machine.device
         try:
@@ -153,7 +161,7 @@ class Bench:
         states = [
             state for state in CASES[job.case].states if self.stopwatch.sets_needed(state, _bytes(work)) is not None
         ]
-        return _Trial(job, work, checked, {state: Sampler(number_s, perf_counter) for state in states})
+        return _Trial(job, work, checked, states)
 
     def _sets(self, work: Workload, state: State) -> int:
         return self.stopwatch.sets_needed(state, _bytes(work)) or 1
@@ -173,6 +181,10 @@ class Bench:
             if not self.machine.out_of_memory(error):
                 raise
             trial.problem = Problem(kind="memory", text="the device ran out of memory while it was timed")
+
+
+def _numbers(job: Job) -> int:
+    return len(CASES[job.case].states)
 
 
 def _bytes(work: Workload) -> int:

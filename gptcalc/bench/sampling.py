@@ -2,7 +2,7 @@
 
 A number is sampled in several restarts: fresh inputs at fresh addresses, while other kernels run in between. The first
 `LEAST_RESTARTS` say how much restarts differ; more are taken until the interval that `gptcalc.stats.repeatable` quotes
-is narrow, the time is spent, or there are enough.
+is narrow, or the time is spent.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from gptcalc.ledger.profile import Measured, Stop
 from gptcalc.ledger.timing import TARGET
 from gptcalc.stats import LEAST_RESTARTS, repeatable
 
-MOST_RESTARTS = 20
+#: A restart samples for this share of the time, and never longer than so many seconds: more time is more restarts.
+SHARE = 1 / 20
+LONGEST_S = 0.1
 
 
 class Batch(NamedTuple):
@@ -44,7 +46,7 @@ class Sampler:
     @property
     def slice_s(self) -> float:
         """How long one restart samples."""
-        return self.budget_s / MOST_RESTARTS
+        return min(self.budget_s * SHARE, LONGEST_S)
 
     def restart(self, collect: Collect, started: float) -> None:
         """Take one restart's samples, which began to be set up at `started`, and decide whether it was the last."""
@@ -57,15 +59,14 @@ class Sampler:
 
     def _decide(self) -> Stop | None:
         taken = len(self.restarts)
-        over = self.spent_s >= self.budget_s
+        # A further restart would take as long as these did.
+        over = self.spent_s + self.spent_s / max(taken, 1) > self.budget_s
         if taken < LEAST_RESTARTS:
             # Two say how much they differ; a device that is throttled all the time never gets there.
             hopeless = self.rejected and self.spent_s >= 2 * self.budget_s
             return "budget" if over and (taken >= 2 or hopeless) else None
         if repeatable(self.restarts).width <= TARGET:
             return "precise"
-        if taken >= MOST_RESTARTS:
-            return "restarts"
         return "budget" if over else None
 
     @property

@@ -22,8 +22,8 @@ State = Literal["cold", "warm"]
 #: `eager` runs torch's own kernels, `compile` those that torch.compile writes.
 Backend = Literal["eager", "compile"]
 DeviceKind = Literal["cuda", "cpu", "mps"]
-#: Why sampling ended: the interval is as small as asked, the time was spent, or the restarts were.
-Stop = Literal["precise", "budget", "restarts"]
+#: Why sampling ended: the interval is narrow, or the time was spent.
+Stop = Literal["precise", "budget"]
 
 Nanoseconds = Annotated[int, Field(strict=True, ge=1, le=10**18)]
 Count = Annotated[int, Field(strict=True, ge=0)]

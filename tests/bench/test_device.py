@@ -1,5 +1,8 @@
 """The device: whether it is there, what it is, and its clocks through a binding that is faked."""
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +137,29 @@ def test_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert available_memory() == 8_000_000 * 1024
 
 
+def test_freed_memory_is_kept() -> None:
+    """A gradient of 154 MB that was freed is reused without asking the system: its pages are not faulted in again."""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("no glibc")
+    code = """
+import resource
+from gptcalc.bench.cases import prepare
+from gptcalc.bench.device import Machine
+from gptcalc.bench.plan import Job
+from gptcalc.ledger.profile import Shape
+Machine("cpu")
+shape = Shape(rows=64, d_model=768, n_vocab=50257, n_ctx=64, seq=64)
+(run,) = prepare(Job("embedding.backward", "fp32", "eager", shape), "cpu", cache_bytes=1, units=1).sets(1)
+run(), run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10_000
+
+
 def test_out_of_memory_is_told_from_other_errors() -> None:
     """Torch's CPU allocator raises a plain RuntimeError; another RuntimeError is not taken for it."""
     machine = Machine("cpu")
@@ -148,7 +174,72 @@ def test_nvml_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the binding, or with one that fails, there are no clocks and no error."""
     assert NvmlClock.of(torch) is None
     fake = SimpleNamespace(nvmlInit=lambda: None, NVMLError=FakeNvml.NVMLError)
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", fake)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace())
     assert NvmlClock.of(torch) is None
+
+
+H200 = SimpleNamespace(
+    name="NVIDIA H200",
+    total_memory=150_109_880_320,
+    L2_cache_size=62_914_560,
+    multi_processor_count=132,
+    major=9,
+    minor=0,
+    uuid="5a1e",
+)
+
+
+def fake_torch(properties: SimpleNamespace, calls: list[tuple[object, ...]]) -> SimpleNamespace:
+    """As much of torch as describes a CUDA device and fills its queue."""
+    cuda = SimpleNamespace(
+        current_device=lambda: 0,
+        get_device_properties=lambda _: properties,
+        Event=lambda **options: calls.append(("event", options)),
+        _sleep=lambda cycles: calls.append(("sleep", cycles)),
+        synchronize=lambda: calls.append(("synchronize",)),
+    )
+    buffer = SimpleNamespace(zero_=lambda: calls.append(("zero",)))
+
+    def empty(size: int, **options: object) -> SimpleNamespace:
+        calls.append(("empty", size, options["device"]))
+        return buffer
+
+    return SimpleNamespace(cuda=cuda, empty=empty, uint8=torch.uint8)
+
+
+def test_cuda_record() -> None:
+    """A CUDA device is described by what torch and NVML say of it; its UUID is kept as a short hash only."""
+    device = devices._cuda(fake_torch(H200, []), NvmlClock(FakeNvml(), None))
+    assert (device.name, device.capability, device.units) == ("NVIDIA H200", "9.0", 132)
+    assert (device.cache_bytes, device.cache_known) == (62_914_560, True)
+    assert (device.driver, device.max_clock_mhz, device.memory_clock_mhz) == ("580.159", 1980, 3201)
+    assert device.fingerprint
+    assert len(device.fingerprint) == 12
+    assert "5a1e" not in device.fingerprint
+    bare = SimpleNamespace(**{k: v for k, v in vars(H200).items() if k not in ("L2_cache_size", "uuid")})
+    other = devices._cuda(fake_torch(bare, []), None)
+    assert (other.cache_known, other.driver, other.fingerprint) == (False, None, None)
+
+
+def test_cuda_queue() -> None:
+    """The queue is held by a spinning kernel for that many cycles, and emptied by a buffer of four times the L2."""
+    calls: list[tuple[object, ...]] = []
+    fake, clock = fake_torch(H200, calls), NvmlClock(FakeNvml(), None)
+    stream = devices.CudaStream(fake, devices._cuda(fake, clock), clock)
+    stream.flush()
+    stream.hold(1e-3)
+    stream.event()
+    stream.synchronize()
+    assert calls == [
+        ("empty", 4 * 62_914_560, "cuda"),
+        ("zero",),
+        ("sleep", 1_980_000),
+        ("event", {"enable_timing": True}),
+        ("synchronize",),
+    ]
+    assert not stream.throttled()
+    clock.nvml.reasons = 0x40
+    assert stream.throttled()
+    assert not devices.CudaStream(fake, devices._cuda(fake, None), None).throttled()

@@ -8,7 +8,7 @@ from statistics import median, stdev
 import pytest
 from fake import BUDGET_S, TRUE_NS, Draw, FakeKernel, gauss, measure
 
-from gptcalc.bench.sampling import MOST_RESTARTS, Batch, Sampler
+from gptcalc.bench.sampling import LONGEST_S, SHARE, Batch, Sampler
 from gptcalc.ledger.profile import Measured
 from gptcalc.ledger.timing import TARGET
 from gptcalc.stats import LEAST_RESTARTS, Interval, repeatable, t_975
@@ -64,11 +64,11 @@ def peeking(kernel: FakeKernel) -> Interval:
     """A liar: looks after each restart and stops at the first narrow interval."""
     medians: list[float] = []
     while True:
-        medians.append(median(kernel.begin()(BUDGET_S / MOST_RESTARTS).samples))
+        medians.append(median(kernel.begin()(BUDGET_S * SHARE).samples))
         if len(medians) > 1:
             half = t_975(len(medians) - 1) * stdev(medians) * sqrt(pi / len(medians))
             interval = Interval(median(medians), median(medians) - half, median(medians) + half)
-            if interval.width < TARGET or len(medians) == MOST_RESTARTS:
+            if interval.width < TARGET or kernel.now() > BUDGET_S:
                 return interval
 
 
@@ -117,8 +117,8 @@ def test_noisier_kernel_restarts_more() -> None:
 
 
 def test_hopeless_noise_ends() -> None:
-    """Where no number of restarts would do, sampling ends at the most of them or with the time, and says so."""
-    assert measure(FakeKernel(3, gauss(0.05), gauss(0.01))).stopped in ("restarts", "budget")
+    """Where no number of restarts would do, sampling ends with the time, and says so."""
+    assert measure(FakeKernel(3, gauss(0.05), gauss(0.01))).stopped == "budget"
     kernel = FakeKernel(3, gauss(0.05), gauss(0.01))
     sampler = Sampler(BUDGET_S, kernel.now)
     while sampler.stopped is None:
@@ -135,6 +135,14 @@ def test_slow_kernel_has_two_restarts_at_least() -> None:
     kernel = FakeKernel(9, gauss(0.001), gauss(0.001))
     measured = measure(kernel, budget_s=1e-4)
     assert (len(measured.restarts), measured.stopped) == (2, "budget")
+
+
+def test_more_time_is_more_restarts() -> None:
+    """Restarts stay as short as they are where there is more time: it is their number that narrows the interval."""
+    short, long = (measure(FakeKernel(4, gauss(0.02), gauss(0.001)), budget_s) for budget_s in (2.0, 8.0))
+    assert len(long.restarts) > 3 * len(short.restarts)
+    assert repeatable(long.restarts).width < 0.7 * repeatable(short.restarts).width
+    assert all(sum(samples) < 1.1e9 * LONGEST_S for samples in long.restarts)
 
 
 def test_throttled_samples_are_counted_and_not_used() -> None:

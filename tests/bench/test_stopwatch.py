@@ -113,6 +113,7 @@ def test_too_short_hold_grows_until_no_sample_is_starved() -> None:
 
     batch = EventStopwatch(stream, stream.now).collect([run], "warm", 0.05)
     assert set(batch.samples) == {5000}
+    assert len(batch.samples) > 2 * BATCH
 
 
 def test_throttled_batches_are_thrown_out_and_counted() -> None:

@@ -158,7 +158,7 @@ def everything(seed: int = 2) -> Profile:
                 for backend in ("eager", "compile"):
                     kernels: dict[State, Kernel] = {
                         "cold": Kernel(time * random.uniform(0.9, 1.2), within=0.2, between=0.1, rejected=3),
-                        "warm": Kernel(time * random.uniform(0.2, 0.9), stopped="restarts"),
+                        "warm": Kernel(time * random.uniform(0.2, 0.9), stopped="budget"),
                     }
                     points.append(point(random, case, shape, kernels, dtype=dtype, backend=backend))
     return h200().model_copy(update={"points": tuple(points), "asked": len(points)})
