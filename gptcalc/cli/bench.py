@@ -149,6 +149,8 @@ def measure(
     )
     if kept and not fresh:
         profile = _resumed(profile, jobs, kept, plain(str(save_)))
+        has = f"{len(profile.points)} of {profile.asked} points"
+        say(f"gptcalc: {plain(str(save_))} has {has} already; --fresh measures them again")
     if save_:
         save(profile, save_)  # a file that cannot be written is known before the first minute is spent
     from gptcalc.bench.run import Bench
@@ -221,7 +223,7 @@ def _say_what_is_missing(profile: Profile, stopped: BaseException | None, path: 
 
 
 def _resumed(profile: Profile, jobs: Sequence[Job], kept: Profile, path: str) -> Profile:
-    """The new run with the points of the old one, where both speak of the same device and software."""
+    """The old run, of which more is asked now, where both speak of the same device and software."""
     for what in ("device", "software"):
         now, then = getattr(profile, what), getattr(kept, what)
         for field in type(now).model_fields:
@@ -231,7 +233,7 @@ def _resumed(profile: Profile, jobs: Sequence[Job], kept: Profile, path: str) ->
                     " --fresh replaces it"
                 )
     wanted = {job.key for job in jobs} | {point.key for point in kept.points}
-    return profile.model_copy(update={"points": kept.points, "asked": len(wanted)})
+    return kept.model_copy(update={"command": profile.command, "asked": len(wanted)})
 
 
 @contextmanager
