@@ -45,7 +45,7 @@ Kernel = Callable[..., Any]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: A copy this large is no longer helped by any cache, nor hurt by its launch.
-_LEAST_COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30, "mps": 1 << 30}
+_LEAST_COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "mps": 1 << 30}
 #: torch's CUDA allocator hands out large blocks in steps of this.
 _BLOCK_BYTES = 2 << 20
 

@@ -40,6 +40,7 @@ AgainstOption = Annotated[
     Path | None,
     typer.Option("--against", metavar="FILE", help="Compare with a saved run; exit code 1 on a regression."),
 ]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Add what the bytes are made of.")]
 ThresholdOption = Annotated[
     str, typer.Option("--threshold", metavar="SHARE", help="How much slower is a regression: 5% or 0.05.")
 ]
@@ -119,6 +120,7 @@ def measure(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what FILE has.")] = False,
     against: AgainstOption = None,
     threshold: ThresholdOption = "5%",
+    explain: ExplainOption = False,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Time real embedding and LayerNorm kernels against the device's own copy and launch times.
@@ -157,7 +159,7 @@ def measure(
 
     with _progress() as show:
         profile, stopped = _measure(Bench(machine, jobs, profile, budget, show), save_)
-    regressed = _answer(profile, earlier, limit, format_)
+    regressed = _answer(profile, earlier, limit, format_, explain=explain)
     _say_what_is_missing(profile, stopped, save_)
     if regressed:
         raise typer.Exit(1)
@@ -165,22 +167,24 @@ def measure(
 
 @app.command(epilog="Example: gptcalc bench show run.json --against before.json")
 def show(
+    *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A run that was saved.", show_default=False)],
     against: AgainstOption = None,
     threshold: ThresholdOption = "5%",
+    explain: ExplainOption = False,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Print a saved run; needs neither torch nor the device."""
     limit = _share(threshold)
-    if _answer(load(file), load(against) if against else None, limit, format_):
+    if _answer(load(file), load(against) if against else None, limit, format_, explain=explain):
         raise typer.Exit(1)
 
 
-def _answer(profile: Profile, earlier: Profile | None, threshold: float, format_: Format) -> bool:
+def _answer(profile: Profile, earlier: Profile | None, threshold: float, format_: Format, *, explain: bool) -> bool:
     """Print the run, or what changed since `earlier`; return whether something became slower."""
     if earlier is None:
         read = timing(profile)
-        answer(render(format_, lambda: bench_document(read), lambda: bench_json(read)))
+        answer(render(format_, lambda: bench_document(read, explain=explain), lambda: bench_json(read)))
         return False
     comparison = compare(earlier, profile)
     answer(

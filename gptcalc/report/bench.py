@@ -62,13 +62,17 @@ _FITS = (
 )
 
 
-def bench_document(timing: Timing) -> Document:
-    """A row for each number, then what follows from them; what is doubtful stands in the notes with its remedy."""
+def bench_document(timing: Timing, *, explain: bool = False) -> Document:
+    """A row for each number, then what follows from them; what is doubtful stands in the notes with its remedy.
+
+    `explain` adds what the bytes are made of.
+    """
     shape = layout(timing.profile.points)
     tables = [_number_table(timing, shape)]
     tables += [_duel_table(timing, shape)] if timing.duels else []
     tables += [_fit_table(timing, shape)] if timing.fits else []
     tables += [_problem_table(timing, shape)] if timing.problems else []
+    tables += [_bytes_table(timing, shape)] if explain else []
     return Document(
         title=_title(timing),
         heading=tuple(bench_heading(timing, shape)),
@@ -186,6 +190,26 @@ def _problem_table(timing: Timing, shape: Layout) -> Table:
         (point, (point.problem.kind, point.problem.text)) for point in timing.problems if point.problem
     ]
     return point_table("Without a number", shape, columns, rows)
+
+
+def _bytes_table(timing: Timing, shape: Layout) -> Table:
+    """Each term of the bytes of every kernel, at its largest shape."""
+    points: dict[tuple[str, str], Point] = {}
+    for result in sorted(timing.results, key=lambda result: result.bytes):
+        if result.point.backend == "eager" or (result.point.case, result.point.dtype) not in points:
+            points[result.point.case, result.point.dtype] = result.point
+    order = place(timing.profile.points)
+    columns = (
+        Column("what", "", wraps=True),
+        Column("formula", "formula"),
+        Column("bytes", "bytes", "count", drop=1),
+    )
+    rows: list[tuple[Point, tuple[Value, ...]]] = []
+    for point in sorted(points.values(), key=order):
+        rows += [(point, (term.label, term.formula, term.bytes)) for term in point.must_move]
+        rows += [(point, (f"torch: {term.label}", term.formula, term.bytes)) for term in point.torch_moves]
+    title = "What must be moved (M rows, D width, V vocabulary, C context, T tokens of a sequence, U distinct IDs)"
+    return point_table(title, shape.without("backend"), columns, rows)
 
 
 def _drawings(timing: Timing) -> Iterator[Drawing]:

@@ -2,7 +2,7 @@
 
 from typing_extensions import TypedDict
 
-from gptcalc.ledger.profile import Point
+from gptcalc.ledger.profile import Moved, Point
 from gptcalc.ledger.timing import Duel, Fit, Result, Timing
 from gptcalc.report.bench_points import in_order, point_key
 from gptcalc.report.bench_words import bench_notes
@@ -22,6 +22,14 @@ class DatasheetJSON(TypedDict):
     name: str
     bytes_per_second: int
     source: str
+
+
+class MovedJSON(TypedDict):
+    """One term of the bytes that a kernel moves; `formula` in dims, with the bytes of an element as coefficient."""
+
+    label: str
+    formula: str
+    bytes: int
 
 
 class BenchLineJSON(TypedDict):
@@ -48,7 +56,9 @@ class BenchLineJSON(TypedDict):
     stopped: str
     bytes: int
     formula: str
+    must_move: list[MovedJSON]
     torch_bytes: int
+    torch_moves: list[MovedJSON]
     torch_why: str
     bytes_per_second: int
     share_of_ceiling: float | None
@@ -196,7 +206,9 @@ def _line(timing: Timing, result: Result, predicted: tuple[float, float] | None)
         "stopped": measured.stopped,
         "bytes": result.bytes,
         "formula": " + ".join(term.formula for term in point.must_move),
+        "must_move": _moved(point.must_move),
         "torch_bytes": result.torch_bytes,
+        "torch_moves": _moved(point.torch_moves),
         "torch_why": point.torch_why,
         "bytes_per_second": round(result.bandwidth),
         "share_of_ceiling": share_of_ceiling(timing, result.bandwidth),
@@ -207,6 +219,10 @@ def _line(timing: Timing, result: Result, predicted: tuple[float, float] | None)
         "marks": [mark.name for mark in result.marks],
         "samples_ns": [list(samples) for samples in measured.restarts],
     }
+
+
+def _moved(terms: tuple[Moved, ...]) -> list[MovedJSON]:
+    return [{"label": term.label, "formula": term.formula, "bytes": term.bytes} for term in terms]
 
 
 def _fit_json(timing: Timing, fit: Fit) -> FitJSON:
@@ -245,7 +261,7 @@ def _problem_json(point: Point) -> ProblemJSON:
 
 def bench_data(timing: Timing) -> Table:
     """A record for each number, and for each point that has none; samples stand in json."""
-    left_out = ("label", "shape", "unit", "samples_ns", "marks")
+    left_out = ("label", "shape", "unit", "samples_ns", "marks", "must_move", "torch_moves")
     renamed = {"amount": "median_ns"}
     shape = ("rows", "d_model", "n_vocab", "n_ctx", "seq")
     keys = [key for key in BenchLineJSON.__annotations__ if key not in left_out]

@@ -9,7 +9,7 @@ from gptcalc.units import format_bandwidth, format_bytes
 
 NEXT = (
     "Next: --save FILE keeps every sample; --against FILE compares; --backend eager,compile sets both side by side;"
-    " a sweep such as --d-model 256:16384:x2 fits t0 + bytes/bandwidth."
+    " a sweep such as --d-model 256:16384:x2 fits t0 + bytes/bandwidth; --explain says what the bytes are made of."
 )
 NOT_IN_THESE = (
     "Not in these numbers: gaps between kernels while the host launches, allocation, autograd's own work, and what only"

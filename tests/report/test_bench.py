@@ -146,6 +146,25 @@ def test_shares_are_of_the_copy_and_of_the_datasheet() -> None:
         assert line["share_of_datasheet"] == pytest.approx(rate / 4.8e12, rel=1e-6)
 
 
+def test_bytes_are_itemised() -> None:
+    """The terms of a line add up to its bytes, in JSON and, with `--explain`, in a table with each term's formula."""
+    for line in answer("h200")["lines"]:
+        assert sum(term["bytes"] for term in line["must_move"]) == line["bytes"]
+        if line["torch_moves"]:
+            assert sum(term["bytes"] for term in line["torch_moves"]) == line["torch_bytes"]
+        assert line["formula"] == " + ".join(term["formula"] for term in line["must_move"])
+    read = timing(profiles.h200())
+    table = bench_document(read, explain=True).tables[-1]
+    largest = max(
+        (result for result in read.results if result.point.case == "layernorm.forward"), key=lambda r: r.bytes
+    )
+    rows = [dict(zip([column.key for column in table.columns], row, strict=True)) for row in table.rows]
+    wanted = [(term.label, term.formula, term.bytes) for term in largest.point.must_move]
+    shown = [(row["what"], row["formula"], row["bytes"]) for row in rows]
+    assert any(shown[at : at + len(wanted)] == wanted for at in range(len(shown)))
+    assert table.title not in [other.title for other in document("h200").tables]
+
+
 def test_keys_name_one_line_each() -> None:
     """A key has case, sizes, dtype, backend and state, and no two lines share one."""
     keys = [line["key"] for line in answer("everything")["lines"]]
