@@ -86,6 +86,7 @@ class Bench:
         self.machine, self.profile, self.progress = machine, profile, progress
         done = {point.key for point in profile.points if not point.problem}
         self.jobs = [job for job in jobs if job.key not in done]
+        self.places = {job.key: place for place, job in enumerate(jobs)}
         self.total_s = NUMBER_S * sum(map(_numbers, self.jobs)) if time_budget_s is None else time_budget_s
         self.limited = time_budget_s is not None
         self.started = perf_counter()
@@ -98,11 +99,11 @@ class Bench:
         while waiting and not (self.limited and self._spent_s() >= self.total_s):
             points = list(self._block(waiting))
             after = self.machine.clocks()
-            fresh = {point.key for point in points}
+            known = {point.key: point for point in (*self.profile.points, *points)}
             self.profile = self.profile.model_copy(
                 update={
                     "clocks": Clocks(before=before, after=after) if before and after else None,
-                    "points": (*(point for point in self.profile.points if point.key not in fresh), *points),
+                    "points": tuple(sorted(known.values(), key=lambda point: self.places.get(point.key, -1))),
                 }
             )
             yield self.profile
