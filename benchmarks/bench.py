@@ -49,7 +49,7 @@ def compare(machine: Machine, case: str, rows: int, width: int) -> float | None:
     work = prepare(Job(case, "fp32", "eager", shape), device.kind, cache_bytes=device.cache_bytes, units=device.units)
     work.check()
     state = "cold" if device.kind == "cuda" else "warm"
-    stopwatch = machine.stopwatch()
+    stopwatch = machine.stopwatch
     ours, theirs = [], []
     for _ in range(ROUNDS):
         sets = work.sets(stopwatch.sets_needed(state, sum(term.bytes for term in work.must_move)) or 1)

@@ -1,10 +1,27 @@
 """Files that are whole or not there."""
 
 import os
+from errno import EISDIR
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from gptcalc.errors import OutputError, plain
+
+
+def must_be_writable(path: Path) -> None:
+    """Find out now whether `path` can be written later, and leave it as it is. Raises `OutputError`."""
+    target = path.resolve()
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{plain(str(path))}: cannot be written: {error.strerror}")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -23,7 +40,7 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:
-        raise OutputError(f"{plain(str(path))}: cannot be written: {error.strerror}") from None
+        raise _unwritable(path, error) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -90,22 +90,28 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def ratio(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """`after / before` of two sets of restart medians, with Welch's interval (Welch 1947) carried over to the ratio.
+def ratio(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval:
+    """`after / before` of two numbers, each measured in restarts, and where the true ratio lies at 95 %.
 
-    To first order the relative variances add; each estimate is a median, as in `repeatable`.
+    Welch's interval (1947) of the restarts' medians, carried over to the ratio, where to first order relative variances
+    add; with degrees of freedom, ticks and drifts as in `repeatable`.
     """
-    first, second = median(before), median(after)
-    parts = [
-        pi / 2 * (stdev(values) / centre) ** 2 / len(values) for values, centre in ((before, first), (after, second))
-    ]
+    sides = [[median(samples) for samples in restarts] for restarts in (before, after)]
+    first, second = (median(medians) for medians in sides)
+    parts = [pi / 2 * (stdev(medians) / median(medians)) ** 2 / len(medians) for medians in sides]
+    ticks = sum(
+        tick([sample for samples in restarts for sample in samples]) / 2 / centre
+        for restarts, centre in ((before, first), (after, second))
+    )
     total = sum(parts)
+    least = [min(len(medians), LEAST_RESTARTS) - 1 for medians in sides]
+    degrees = total**2 / sum(part**2 / own for part, own in zip(parts, least, strict=True)) if total else 1
     estimate = second / first
-    if not total:
-        return Interval(estimate, estimate, estimate)
-    degrees = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (before, after), strict=True))
-    half = t_975(degrees) * sqrt(total) * estimate
-    return Interval(estimate, max(estimate - half, 0.0), estimate + half)
+    half = estimate * max(t_975(degrees) * sqrt(total), ticks)
+    ends = [estimate - half, estimate + half]
+    if any(map(trend, sides)):
+        ends += [min(sides[1]) / max(sides[0]), max(sides[1]) / min(sides[0])]
+    return Interval(estimate, max(min(ends), 0.0), max(ends))
 
 
 class Line(NamedTuple):

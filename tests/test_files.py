@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptcalc.errors import OutputError
-from gptcalc.files import write_atomically
+from gptcalc.files import must_be_writable, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -67,3 +67,17 @@ def test_missing_folder_and_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="folder"):
         write_atomically(tmp_path / "folder", "x")
     assert names(tmp_path) == ["folder"]
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path: Path) -> None:
+    """Asking leaves the file as it is and nothing beside it; a folder, or a missing one, cannot be written."""
+    path = tmp_path / "run.json"
+    must_be_writable(path)
+    assert names(tmp_path) == []
+    path.write_text("old")
+    must_be_writable(path)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["run.json"]
+    for wrong in (tmp_path, tmp_path / "no" / "run.json"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            must_be_writable(wrong)

@@ -1,5 +1,6 @@
 """Quantiles, intervals and fits against what is known of them."""
 
+from itertools import chain
 from math import gamma, pi, sqrt
 from random import Random
 from statistics import median, quantiles
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcalc.stats import T_975, Interval, fit_line, quartile_range, ratio, repeatable, t_975, tick, trend
+from gptcalc.stats import T_975, fit_line, quartile_range, ratio, repeatable, t_975, tick, trend
 
 Times = st.lists(st.integers(1, 10**6), min_size=3, max_size=40)
 
@@ -92,33 +93,45 @@ def test_ratio_holds_what_was_planted() -> None:
     rng = Random(11)
     hits, widths = 0, []
     for _ in range(400):
-        before = [rng.gauss(100, 1) for _ in range(5)]
-        after = [rng.gauss(110, 2) for _ in range(8)]
+        before = [[rng.gauss(100, 1)] for _ in range(5)]
+        after = [[rng.gauss(110, 2)] for _ in range(8)]
         change = ratio(before, after)
         hits += change.low <= 1.1 <= change.high
         widths.append(change.width)
-        assert change.estimate == pytest.approx(median(after) / median(before))
+        assert change.estimate == pytest.approx(median(chain(*after)) / median(chain(*before)))
     assert hits >= 0.93 * 400
     assert median(widths) < 0.09
 
 
 def test_ratio_by_hand() -> None:
     """1.1 ± t₈·1.1·√(2·π/2·s²/5), for two sets of five whose relative deviation s is √2.5 %."""
-    before = [98, 99, 100, 101, 102]
-    after = [1.1 * time for time in before]
+    before = [[101], [98], [100], [102], [99]]
+    after = [[1.1 * time] for (time,) in before]
     half = 2.3061 * 1.1 * sqrt(2 * pi / 2 * 0.01**2 * 2.5 / 5)
     assert ratio(before, after) == pytest.approx((1.1, 1.1 - half, 1.1 + half), rel=1e-4)
 
 
-def test_ratio_without_any_spread_is_exact() -> None:
-    """Two sets of equal medians have a ratio and no interval."""
-    assert ratio([100, 100], [150, 150]) == Interval(1.5, 1.5, 1.5)
+def test_ratio_knows_no_more_than_the_clocks_tick() -> None:
+    """Restarts that all read the same tick are not known to less than half of it on either side."""
+    change = ratio([[5120, 5120, 4096]] * 5, [[6144, 6144, 7168]] * 5)
+    assert change.estimate == pytest.approx(1.2)
+    half = 1.2 * (512 / 5120 + 512 / 6144)
+    assert change == pytest.approx((1.2, 1.2 - half, 1.2 + half))
+    assert change.low < 1.02
+
+
+def test_ratio_of_what_drifts_holds_all_of_it() -> None:
+    """Where either side drifts, the interval holds the ratio of any of its restarts to any of the other's."""
+    rising = [[100 + n] for n in range(20)]
+    change = ratio([[100], [101], [100], [101], [100]], rising)
+    assert change.low <= 100 / 101
+    assert change.high >= 119 / 100
 
 
 def test_interval_ends_at_zero() -> None:
     """A time is not negative, however little is known of it."""
     assert repeatable([[1], [100]]).low == 0
-    assert ratio([1, 100], [1, 100]).low == 0
+    assert ratio([[1], [100]], [[1], [100]]).low == 0
 
 
 @given(st.floats(0, 10_000), st.floats(0.01, 5000), st.lists(st.integers(1000, 10**9), min_size=3, unique=True))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gptcalc.bench import reference
+from gptcalc.bench.device import out_of_memory
 from gptcalc.bench.plan import Job
 from gptcalc.bench.reference import REFERENCE_BYTES, Finding, Norm, WrongResultError
 from gptcalc.errors import InvalidValueError
@@ -45,7 +46,7 @@ Kernel = Callable[..., Any]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: A copy this large is no longer helped by any cache, nor hurt by its launch.
-_LEAST_COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "mps": 1 << 30}
+_LEAST_COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29, "mps": 1 << 29}
 #: torch's CUDA allocator hands out large blocks in steps of this.
 _BLOCK_BYTES = 2 << 20
 
@@ -261,7 +262,9 @@ class Workload(ABC):
             with warnings.catch_warnings(), config.patch(donated_buffer=False):
                 warnings.simplefilter("ignore")
                 yield
-        except TorchDynamoException as error:
+        except (TorchDynamoException, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise CompileError(f"torch.compile: {_first_line(error)}; allowed: --backend eager") from None
 
     def _form(self, made: Set, result: Any) -> Iterator[Finding]:
@@ -312,7 +315,7 @@ class Workload(ABC):
             Dim("D", shape.d_model),
             Dim("V", shape.n_vocab),
             Dim("C", shape.n_ctx),
-            Dim("U", len(set(self._ids.tolist()))),
+            Dim("U", torch.unique(self._ids).numel()),
             self.job.dtype,
             None if self.request.units is None else Chip(self.request.cache_bytes, self.request.units),
         )
@@ -378,7 +381,9 @@ class Copy(Workload):
         return copy
 
     def _tape(self) -> Tape:
-        source, target = (Value(label, (Dim("M", self._n_elements),), "fp32") for label in ("source", "copy"))
+        source, target = (
+            Value(label, (Dim(str(self._n_elements), self._n_elements),), "fp32") for label in ("source", "copy")
+        )
         return Tape((whole("aten::copy_", (source,), target),), (target,))
 
     def _draw(self) -> tuple[Tensor, ...]:

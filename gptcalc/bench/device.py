@@ -3,8 +3,10 @@
 import ctypes
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from time import sleep
@@ -13,7 +15,7 @@ from typing import Any
 
 from gptcalc.bench.stopwatch import THROTTLED_BELOW, CpuStopwatch, EventStopwatch, Stopwatch
 from gptcalc.errors import InvalidValueError, MissingDependencyError, UnknownNameError
-from gptcalc.ledger.profile import Device, DeviceKind, Software
+from gptcalc.ledger.profile import Clocks, Device, DeviceKind, Software
 from gptcalc.units import GIB, KIB, MIB
 
 DEVICES = ("auto", "cuda", "cpu", "mps")
@@ -21,8 +23,12 @@ DEVICES = ("auto", "cuda", "cpu", "mps")
 ASSUMED_CACHE = 64 * MIB
 #: glibc's malloc.h: blocks from this size on are mapped one by one; so much free memory at the end is given back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-#: The buffer that empties a GPU's L2.
+#: The buffer that empties a GPU's L2, in L2s.
 FLUSH = 4
+#: A GPU spins so long before the first sample, since idle clocks are low.
+WAKE_S = 0.1
+#: Bytes a second that no Apple GPU's memory exceeds (M3 Ultra: 819 GB/s).
+FASTEST_MPS = 1e12
 
 
 def need_torch() -> ModuleType:
@@ -82,6 +88,13 @@ def software(version: str) -> Software:
     )
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out; torch's CPU allocator raises a plain `RuntimeError`."""
+    return isinstance(error, MemoryError | need_torch().OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "out of memory"))
+    )
+
+
 class Machine:
     """One device: its record, its stopwatch, its free memory and clocks."""
 
@@ -96,12 +109,13 @@ class Machine:
         self.clock = NvmlClock.of(self.torch) if kind == "cuda" else None
         self.device = _DESCRIBE[kind](self.torch, self.clock)
 
+    @cached_property
     def stopwatch(self) -> Stopwatch:
-        """A new one."""
+        """What times its kernels. Raises torch's `RuntimeError` where the device cannot be had."""
         if self.kind == "cpu":
             return CpuStopwatch(self.device.cache_bytes, self.device.threads or 1)
         stream = (CudaStream if self.kind == "cuda" else MpsStream)(self.torch, self.device, self.clock)
-        return EventStopwatch(stream)
+        return EventStopwatch(stream, self.device.cache_bytes)
 
     def free_bytes(self) -> int | None:
         """Memory that can still be had; `None` where nobody says."""
@@ -112,16 +126,13 @@ class Machine:
             return int(self.torch.mps.recommended_max_memory() - self.torch.mps.driver_allocated_memory())
         return available_memory()
 
-    def out_of_memory(self, error: BaseException) -> bool:
-        """Whether `error` says that memory ran out; torch's CPU allocator raises a plain `RuntimeError`."""
-        return isinstance(error, MemoryError | self.torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError)
-            and any(words in str(error) for words in ("allocate memory", "out of memory"))
-        )
+    def load(self) -> float | None:
+        """How many processes want a core, a minute's mean; on a CPU they are what disturbs a measurement."""
+        return os.getloadavg()[0] if self.kind == "cpu" and hasattr(os, "getloadavg") else None
 
-    def clocks(self) -> tuple[int, int] | None:
-        """SM and memory clock at present, in MHz."""
-        return self.clock.mhz() if self.clock else None
+    def clocks(self) -> Clocks | None:
+        """What has been seen of the clocks while samples were taken."""
+        return self.clock.seen if self.clock else None
 
 
 def _cpu(torch: ModuleType, clock: "NvmlClock | None") -> Device:  # noqa: ARG001  one signature for all
@@ -150,9 +161,12 @@ def _cuda(torch: ModuleType, clock: "NvmlClock | None") -> Device:
         cache_bytes=cache or ASSUMED_CACHE,
         cache_known=bool(cache),
         units=properties.multi_processor_count,
-        capability=getattr(properties, "gcnArchName", "").split(":")[0] or f"{properties.major}.{properties.minor}",
-        max_clock_mhz=clock.highest()[0] if clock else None,
-        memory_clock_mhz=clock.highest()[1] if clock else None,
+        # On CUDA builds this attribute is there too, and holds the card's name.
+        capability=properties.gcnArchName.split(":")[0]
+        if torch.version.hip
+        else f"{properties.major}.{properties.minor}",
+        max_clock_mhz=clock.highest[0] if clock else None,
+        memory_clock_mhz=clock.highest[1] if clock else None,
         fingerprint=sha256(uuid.encode()).hexdigest()[:12] if uuid else None,
     )
 
@@ -162,7 +176,7 @@ def _mps(torch: ModuleType, clock: "NvmlClock | None") -> Device:  # noqa: ARG00
         kind="mps",
         name=cpu_name(),
         driver=platform.mac_ver()[0] or None,
-        memory_bytes=int(torch.mps.recommended_max_memory()),
+        memory_bytes=int(_sysctl("hw.memsize") or torch.mps.recommended_max_memory()),
         cache_bytes=ASSUMED_CACHE,
         cache_known=False,
     )
@@ -175,8 +189,10 @@ class NvmlClock:
     """Clocks through NVIDIA's own binding of its management library (nvidia-ml-py); never sets anything."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
-        """`handle` is the card."""
+        """`handle` is the card. Raises the binding's error where it does not answer."""
         self.nvml, self.handle = nvml, handle
+        self.highest = self._read(nvml.nvmlDeviceGetMaxClockInfo)
+        self.seen: Clocks | None = None
 
     @classmethod
     def of(cls, torch: ModuleType) -> "NvmlClock | None":
@@ -188,60 +204,61 @@ class NvmlClock:
         try:
             pynvml.nvmlInit()
             uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-            clock = cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-            clock.mhz()
-            clock.highest()
+            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
         except (pynvml.NVMLError, AttributeError):
             return None
-        return clock
 
     def driver(self) -> str:
         """The driver's version."""
         version = self.nvml.nvmlSystemGetDriverVersion()
         return version.decode() if isinstance(version, bytes) else str(version)
 
-    def mhz(self) -> tuple[int, int]:
-        """SM and memory clock at present."""
-        return self._read(self.nvml.nvmlDeviceGetClockInfo)
-
-    def highest(self) -> tuple[int, int]:
-        """SM and memory clock at most."""
-        return self._read(self.nvml.nvmlDeviceGetMaxClockInfo)
-
     def _read(self, look: Any) -> tuple[int, int]:
         return int(look(self.handle, self.nvml.NVML_CLOCK_SM)), int(look(self.handle, self.nvml.NVML_CLOCK_MEM))
 
     def throttled(self) -> bool:
-        """Whether the SM clock is far below its highest, or heat or the board's power brake holds it down."""
+        """Look at the clocks: whether the SM clock fell far below the highest seen, or heat or a power brake holds it.
+
+        A card that always runs below its highest clock (a fixed clock, a small power limit) is not throttled.
+        """
         try:
             reasons = self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)
-            now, highest = self.mhz()[0], self.highest()[0]
+            sm, memory = self._read(self.nvml.nvmlDeviceGetClockInfo)
         except self.nvml.NVMLError:
             return False
+        seen = self.seen or Clocks(sm=(sm, sm), memory=(memory, memory))
+        self.seen = Clocks(
+            sm=(min(sm, seen.sm[0]), max(sm, seen.sm[1])),
+            memory=(min(memory, seen.memory[0]), max(memory, seen.memory[1])),
+        )
         slowed = (
             self.nvml.nvmlClocksThrottleReasonHwSlowdown
             | self.nvml.nvmlClocksThrottleReasonSwThermalSlowdown
             | self.nvml.nvmlClocksThrottleReasonHwThermalSlowdown
             | self.nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
         )
-        return bool(reasons & slowed) or now < THROTTLED_BELOW * highest
+        return bool(reasons & slowed) or sm < THROTTLED_BELOW * self.seen.sm[1]
 
 
 class CudaStream:
     """torch's current CUDA stream."""
 
+    holds_warm = True
+
     def __init__(self, torch: ModuleType, device: Device, clock: NvmlClock | None) -> None:
-        """Allocate the buffer that empties the L2."""
+        """Allocate the buffer that empties the L2, and wake the clocks up."""
         self.torch, self.clock = torch, clock
         self.cycles_per_s = 1e6 * (device.max_clock_mhz or 2000)
-        self.buffer = torch.empty(FLUSH * device.cache_bytes, dtype=torch.uint8, device="cuda")
+        self.buffer = torch.empty(FLUSH * device.cache_bytes, dtype=torch.uint8, device=device.kind)
+        self.hold(WAKE_S)
+        self.synchronize()
 
     def event(self) -> Any:
-        """A CUDA event with a time."""
+        """An event with a time."""
         return self.torch.cuda.Event(enable_timing=True)
 
     def flush(self) -> None:
-        """Write over all of the L2."""
+        """Write over all of the cache."""
         self.buffer.zero_()
 
     def hold(self, seconds: float) -> None:
@@ -253,7 +270,7 @@ class CudaStream:
         self.torch.cuda.synchronize()
 
     def throttled(self) -> bool:
-        """By NVML."""
+        """By NVML; no, where nobody says."""
         return self.clock is not None and self.clock.throttled()
 
     def rest(self, seconds: float) -> None:
@@ -261,36 +278,23 @@ class CudaStream:
         sleep(seconds)
 
 
-class MpsStream:
-    """Apple's command queue: it starts when it is told to, so that no hold is needed."""
+class MpsStream(CudaStream):
+    """Apple's command queue, which is held by writing over the cache: cold numbers only."""
 
-    def __init__(self, torch: ModuleType, device: Device, clock: NvmlClock | None) -> None:  # noqa: ARG002  as CudaStream
-        """Allocate the buffer that empties the cache."""
-        self.torch = torch
-        self.buffer = torch.empty(FLUSH * device.cache_bytes, dtype=torch.uint8, device="mps")
+    holds_warm = False
 
     def event(self) -> Any:
         """A Metal event with a time."""
         return self.torch.mps.event.Event(enable_timing=True)
 
-    def flush(self) -> None:
-        """Write over all of the cache."""
-        self.buffer.zero_()
-
     def hold(self, seconds: float) -> None:
-        """Nothing to do."""
+        """As many writes as take that long at the most that Apple's memory does."""
+        for _ in range(1 + int(seconds * FASTEST_MPS / self.buffer.numel())):
+            self.buffer.zero_()
 
     def synchronize(self) -> None:
         """Wait for the device."""
         self.torch.mps.synchronize()
-
-    def throttled(self) -> bool:
-        """Nobody says."""
-        return False
-
-    def rest(self, seconds: float) -> None:
-        """Let it cool."""
-        sleep(seconds)
 
 
 def keep_freed_memory() -> None:
@@ -311,17 +315,37 @@ def cpu_name() -> str:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def _sysctl(name: str) -> str | None:
+    """What macOS says of itself; `None` elsewhere."""
+    if platform.system() != "Darwin":
+        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5)  # noqa: S603
+        return done.stdout.strip() or None
+    return None
 
 
 def cpu_cache() -> int | None:
-    """The largest cache of the first core in bytes; `None` where the system does not say."""
-    sizes = []
-    with suppress(OSError, ValueError):
-        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-            text = path.read_text(encoding="ascii").strip()
-            sizes.append(int(text.rstrip("KMG")) * {"K": KIB, "M": MIB, "G": GIB}.get(text[-1:], 1))
-    return max(sizes, default=None)
+    """The last caches of all cores that this process may use, together, in bytes; `None` where the system is silent."""
+    last: dict[str, int] = {}
+    for core in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        levels = []
+        with suppress(OSError, ValueError):
+            for folder in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+                level, size, shared = (
+                    (folder / name).read_text(encoding="ascii").strip() for name in ("level", "size", "shared_cpu_list")
+                )
+                levels.append((int(level), shared, int(size.rstrip("KMG")) * _SCALE.get(size[-1:], 1)))
+        if levels:
+            _, shared, n_bytes = max(levels)
+            last[shared] = n_bytes
+    return sum(last.values()) or None
+
+
+_SCALE = {"K": KIB, "M": MIB, "G": GIB}
 
 
 def available_memory(*, total: bool = False) -> int | None:

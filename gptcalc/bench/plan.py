@@ -40,17 +40,12 @@ MOST_POINTS = 20_000
 
 
 class Job(NamedTuple):
-    """One point to measure."""
+    """One point to measure, named as `Point.key` names it."""
 
     case: str
     dtype: str
     backend: Backend
     shape: Shape
-
-    @property
-    def key(self) -> tuple[str, str, str, Shape]:
-        """As `Point.key`."""
-        return self
 
 
 def chosen_cases(patterns: Sequence[str]) -> tuple[str, ...]:

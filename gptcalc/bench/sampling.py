@@ -69,6 +69,10 @@ class Sampler:
             return "precise"
         return "budget" if over else None
 
+    def interrupt(self) -> None:
+        """Take no further samples."""
+        self.stopped = self.stopped or "interrupted"
+
     @property
     def measured(self) -> Measured | None:
         """The record; `None` where there are not two restarts."""

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from gptcalc.bench.sampling import Batch
+from gptcalc.errors import GptcalcError
 from gptcalc.ledger.profile import State
 
 Run = Callable[[], object]
@@ -18,8 +19,8 @@ Run = Callable[[], object]
 OUTRUN = 4
 #: More sets than this take longer to make than to run.
 MOST_SETS = 512
-#: Sets of a GPU, whose cache is flushed besides.
-GPU_SETS = 4
+#: Sets of a GPU, whose cache is flushed besides: as many as outrun it, but at least and at most so many.
+GPU_SETS = (2, 4)
 #: Samples between two looks at the clocks.
 BATCH = 16
 #: A sample counts only at this share of the highest SM clock or more (NVBench's `throttle-threshold`).
@@ -28,6 +29,12 @@ THROTTLED_BELOW = 0.75
 RECOVERY_S = 0.05
 #: The queue is held this many times as long as the host takes to fill it.
 HOLD_MARGIN = 2.0
+#: A queue that a hold of so many seconds does not fill is no queue.
+LONGEST_HOLD_S = 0.5
+
+
+class StarvedError(GptcalcError):
+    """A device that works while the host waits: what it takes cannot be told from what the host takes."""
 
 
 class Stopwatch(Protocol):
@@ -38,7 +45,7 @@ class Stopwatch(Protocol):
         ...
 
     def collect(self, sets: Sequence[Run], state: State, seconds: float) -> Batch:
-        """Samples of one restart, for about so many seconds."""
+        """Samples of one restart, for about so many seconds. Raises `GptcalcError` where none can be taken."""
         ...
 
 
@@ -96,6 +103,9 @@ class Stream(Protocol):
         """Wait until the queue is empty."""
         ...
 
+    #: Whether the queue can be held without touching the cache.
+    holds_warm: bool
+
     def throttled(self) -> bool:
         """Whether the clock is lowered at present; false where nobody can say."""
         ...
@@ -112,13 +122,16 @@ class EventStopwatch:
     the start event has passed before the run is enqueued, the sample is dropped and the hold doubled.
     """
 
-    def __init__(self, stream: Stream, now: Callable[[], float] = perf_counter) -> None:
-        """`now` is the host's clock in seconds."""
-        self.stream, self.now = stream, now
+    def __init__(self, stream: Stream, cache_bytes: int, now: Callable[[], float] = perf_counter) -> None:
+        """`cache_bytes` is the L2, `now` the host's clock in seconds."""
+        self.stream, self.cache_bytes, self.now = stream, cache_bytes, now
 
-    def sets_needed(self, state: State, set_bytes: int) -> int | None:  # noqa: ARG002  the signature is the protocol's
+    def sets_needed(self, state: State, set_bytes: int) -> int | None:
         """A few, so that no run finds the last one's inputs; the flush does the rest."""
-        return GPU_SETS if state == "cold" else 1
+        if state == "warm":
+            return 1 if self.stream.holds_warm else None
+        least, most = GPU_SETS
+        return max(least, min(most, -(-OUTRUN * self.cache_bytes // max(set_bytes, 1))))
 
     def collect(self, sets: Sequence[Run], state: State, seconds: float) -> Batch:
         """One sample a run, in batches between which the clock is looked at."""
@@ -132,6 +145,10 @@ class EventStopwatch:
         while True:
             samples, starved, throttled = self._batch(run, state, hold, batch)
             hold *= 2 if starved else 1
+            if hold > LONGEST_HOLD_S and not kept:
+                raise StarvedError(
+                    "each run waits for the device (CUDA_LAUNCH_BLOCKING, a debugger?): it cannot be timed"
+                )
             if throttled:
                 rejected += len(samples)
                 self.stream.rest(RECOVERY_S)

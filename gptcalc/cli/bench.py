@@ -18,6 +18,7 @@ from gptcalc.bench.plan import BACKENDS, CASES, DTYPES, Job, chosen_cases, parse
 from gptcalc.cli.options import FormatOption, complete_preset
 from gptcalc.cli.output import answer, say
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, plain, shown
+from gptcalc.files import must_be_writable
 from gptcalc.ledger.profile import Profile, Shape, load, save
 from gptcalc.ledger.timing import compare, timing
 from gptcalc.report.bench import bench_document, bench_json, comparison_document, comparison_json
@@ -136,16 +137,26 @@ def measure(
     jobs = plan(chosen, shapes, _names(dtype, "--dtype", DTYPES), _names(backend, "--backend", BACKENDS))
     budget = _seconds(time_budget) if time_budget else None if cases else HEADLINE_S
     limit = _share(threshold)
+    if against and save_ and against.resolve() == save_.resolve():
+        raise InvalidValueError(f"--against: read the file of --save, {plain(str(save_))}; allowed: an earlier run")
     earlier = load(against) if against else None
+    if save_:
+        must_be_writable(save_)  # known before the first minute is spent
     kept = load(save_) if save_ and save_.exists() else None
     from gptcalc.bench.device import Machine, choose_device, software
 
-    machine = Machine(choose_device(device), threads)
+    kind = choose_device(device)
+    try:
+        machine = Machine(kind, threads)
+        machine.stopwatch  # noqa: B018  what it allocates may be more than is free
+    except RuntimeError as error:
+        raise InvalidValueError(f"--device: {kind} cannot be used now: {str(error).strip().splitlines()[0]}") from None
     profile = Profile(
         command=shlex.join(["gptcalc", *sys.argv[1:]]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         device=machine.device,
         software=software(__version__),
+        load=machine.load(),
         asked=len(jobs),
         points=(),
     )
@@ -153,13 +164,11 @@ def measure(
         profile = _resumed(profile, jobs, kept, plain(str(save_)))
         has = f"{len(profile.points)} of {profile.asked} points"
         say(f"gptcalc: {plain(str(save_))} has {has} already; --fresh measures them again")
-    if save_:
-        save(profile, save_)  # a file that cannot be written is known before the first minute is spent
     from gptcalc.bench.run import Bench
 
     with _progress() as show:
         profile, stopped = _measure(Bench(machine, jobs, profile, budget, show), save_)
-    regressed = _answer(profile, earlier, limit, format_, explain=explain)
+    regressed = _answer(profile, None if stopped else earlier, limit, format_, explain=explain)
     _say_what_is_missing(profile, stopped, save_)
     if regressed:
         raise typer.Exit(1)
@@ -231,12 +240,13 @@ def _resumed(profile: Profile, jobs: Sequence[Job], kept: Profile, path: str) ->
     for what in ("device", "software"):
         now, then = getattr(profile, what), getattr(kept, what)
         for field in type(now).model_fields:
-            if (read := getattr(now, field)) != (had := getattr(then, field)) and field != "memory_bytes":
+            read, had = getattr(now, field), getattr(then, field)
+            if read != had and None not in (read, had) and field != "memory_bytes":
                 raise InvalidValueError(
                     f"--save: {path} is of another {what}: {field} was {shown(had)}, here it is {shown(read)};"
                     " --fresh replaces it"
                 )
-    wanted = {job.key for job in jobs} | {point.key for point in kept.points}
+    wanted = set(jobs) | {point.key for point in kept.points}
     return kept.model_copy(update={"command": profile.command, "asked": len(wanted)})
 
 

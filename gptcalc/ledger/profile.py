@@ -22,12 +22,12 @@ State = Literal["cold", "warm"]
 #: `eager` runs torch's own kernels, `compile` those that torch.compile writes.
 Backend = Literal["eager", "compile"]
 DeviceKind = Literal["cuda", "cpu", "mps"]
-#: Why sampling ended: the interval is narrow, or the time was spent.
-Stop = Literal["precise", "budget"]
+#: Why sampling ended: the interval is narrow, the time was spent, or the run was stopped.
+Stop = Literal["precise", "budget", "interrupted"]
 
 Nanoseconds = Annotated[int, Field(strict=True, ge=1, le=10**18)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 Text = Annotated[str, Field(max_length=10_000)]
 
 
@@ -128,30 +128,37 @@ class Point(Record):
         return self
 
     @property
+    def is_final(self) -> bool:
+        """Whether it has its numbers, and was not stopped before their time."""
+        return bool(self.measured) and all(record.stopped != "interrupted" for record in self.measured.values())
+
+    @property
     def key(self) -> tuple[str, str, str, Shape]:
         """What tells this point from every other of a profile."""
         return self.case, self.dtype, self.backend, self.shape
 
 
 class Clocks(Record):
-    """SM and memory clock in MHz before the first sample and after the last, where they can be read."""
+    """The lowest and the highest SM and memory clock in MHz that were seen while samples were taken."""
 
-    before: tuple[Count, Count]
-    after: tuple[Count, Count]
+    sm: tuple[Count, Count]
+    memory: tuple[Count, Count]
 
 
 class Profile(Record):
     """A run of `gptcalc bench`, which may be resumed: `asked` points, of which those in `points` are done.
 
-    `started` is UTC in ISO 8601; `command` is what was typed.
+    `started` is UTC in ISO 8601; `command` is what was typed. `load` is how many processes already wanted a core of the
+    machine when the run began, a minute's mean.
     """
 
     schema_: Literal["gptcalc.profile/1"] = Field(default=SCHEMA, alias="schema")
     command: Text
-    started: Text
+    started: Annotated[str, Field(max_length=40)]
     device: Device
     software: Software
     clocks: Clocks | None = None
+    load: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     asked: Count
     points: tuple[Point, ...]
 

@@ -184,7 +184,7 @@ def compare(before: Profile, after: Profile) -> Comparison:
 
 
 def _change(before: Result, after: Result) -> Change:
-    change = ratio(before.medians, after.medians)
+    change = ratio(before.measured.restarts, after.measured.restarts)
     verdict: Literal["faster", "slower", "same"] = "same"
     if change.low > 1:
         verdict = "slower"
@@ -248,4 +248,4 @@ def _duels(results: Iterable[Result]) -> Iterator[Duel]:
     for side in sides.values():
         if len(side) == 2:
             eager, compiled = side["eager"], side["compile"]
-            yield Duel(eager, compiled, ratio(compiled.medians, eager.medians))
+            yield Duel(eager, compiled, ratio(compiled.measured.restarts, eager.measured.restarts))

@@ -6,6 +6,7 @@ from fractions import Fraction
 from math import inf
 from textwrap import wrap
 
+from gptcalc.errors import plain
 from gptcalc.ledger.profile import Point
 from gptcalc.ledger.timing import Duel, Fit, Result, Timing
 from gptcalc.report.bench_against import comparison_document, comparison_json
@@ -86,7 +87,9 @@ def bench_document(timing: Timing, *, explain: bool = False) -> Document:
 def _title(timing: Timing) -> str:
     found = [f"copies at {format_bandwidth(timing.ceiling)}"] if timing.ceiling else []
     found += [f"launches in {format_duration(timing.floor)}"] if timing.floor else []
-    return f"{timing.profile.device.name}: {', '.join(found) or f'{len(timing.results)} numbers'}"
+    if not found:
+        found = [f"{len(timing.results)} numbers" if timing.results else "nothing measured yet"]
+    return f"{plain(timing.profile.device.name)}: {', '.join(found)}"
 
 
 def _number_table(timing: Timing, shape: Layout) -> Table:
@@ -122,7 +125,8 @@ def _cells(timing: Timing, result: Result, predicted: tuple[float, float] | None
 
 def _gigabytes(timing: Timing, rate: float) -> str:
     """GB/s with as many decimals as the device's speed asks for, the same in all rows."""
-    return format_fixed(Fraction(rate / 1e9), 0 if (timing.ceiling or 0) >= 1e12 else 1)
+    text = format_fixed(Fraction(rate / 1e9), 0 if (timing.ceiling or 0) >= 1e12 else 1)
+    return text if text.strip("0.") else format_significant(rate / 1e9, 2)
 
 
 def _percent(share: float | None) -> str | None:

@@ -112,6 +112,7 @@ class BenchJSON(TypedDict):
     device: dict[str, str | int | bool | None]
     software: dict[str, str | None]
     clocks: dict[str, list[int]] | None
+    load: float | None
     ceiling: CeilingJSON | None
     floor_ns: int | None
     datasheet: DatasheetJSON | None
@@ -141,10 +142,11 @@ def bench_json(timing: Timing) -> BenchJSON:
         "started": profile.started,
         "device": profile.device.model_dump(),
         "software": profile.software.model_dump(),
-        "clocks": {"before": list(clocks.before), "after": list(clocks.after)} if clocks else None,
+        "clocks": {"sm": list(clocks.sm), "memory": list(clocks.memory)} if clocks else None,
         "ceiling": ceiling,
         "floor_ns": None if timing.floor is None else round(timing.floor),
         "datasheet": datasheet,
+        "load": profile.load,
         "asked": profile.asked,
         "lines": bench_lines(timing),
         "fits": [_fit_json(timing, fit) for fit in timing.fits],
@@ -187,6 +189,7 @@ def share_of_datasheet(timing: Timing, rate: float) -> float | None:
 def _line(timing: Timing, result: Result, predicted: tuple[float, float] | None) -> BenchLineJSON:
     point, measured = result.point, result.measured
     compiled = " compiled" if point.backend == "compile" else ""
+    idle = point.case == "empty"  # it is there to move nothing
     return {
         "key": result_key(result),
         "label": f"{point.case} {point.shape.rows} × {point.shape.d_model} {point.dtype}{compiled}, {result.state}",
@@ -211,8 +214,8 @@ def _line(timing: Timing, result: Result, predicted: tuple[float, float] | None)
         "torch_moves": _moved(point.torch_moves),
         "torch_why": point.torch_why,
         "bytes_per_second": round(result.bandwidth),
-        "share_of_ceiling": share_of_ceiling(timing, result.bandwidth),
-        "share_of_datasheet": share_of_datasheet(timing, result.bandwidth),
+        "share_of_ceiling": None if idle else share_of_ceiling(timing, result.bandwidth),
+        "share_of_datasheet": None if idle else share_of_datasheet(timing, result.bandwidth),
         "predicted_ns": round(predicted[0]) if predicted else None,
         "residual": predicted[1] if predicted else None,
         "checked": point.checked,

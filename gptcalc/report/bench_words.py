@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gptcalc.ledger.profile import Device, Software
+from gptcalc.ledger.profile import Device, Profile, Software
 from gptcalc.ledger.timing import MARKS, TARGET, Timing
 from gptcalc.report.bench_points import OWN, Layout, flat, in_order, moves_more, percent, when
 from gptcalc.units import format_bandwidth, format_bytes
@@ -11,10 +11,15 @@ NEXT = (
     "Next: --save FILE keeps every sample; --against FILE compares; --backend eager,compile sets both side by side;"
     " a sweep such as --d-model 256:16384:x2 fits t0 + bytes/bandwidth; --explain says what the bytes are made of."
 )
-NOT_IN_THESE = (
-    "Not in these numbers: gaps between kernels while the host launches, allocation, autograd's own work, and what only"
-    " a first call does (compilation, tuning)."
-)
+#: What the numbers leave out, by kind of device: a CPU is its own host.
+NOT_IN_THESE = {
+    "cpu": "Not in these numbers: what only a first call does (compilation, tuning). In them: the few to tens of µs"
+    " that Python, torch's dispatcher and autograd take for each run, which rule the smallest shapes.",
+    "gpu": "Not in these numbers: gaps between kernels while the host launches, allocation, autograd's own work, and"
+    " what only a first call does (compilation, tuning).",
+}
+#: More processes than this for each core, before a run on a CPU began, and its numbers are theirs too.
+BUSY = 0.3
 #: A line that misses a point by more than this is no model of the kernel.
 POOR_FIT = 0.10
 
@@ -25,10 +30,12 @@ def bench_heading(timing: Timing, shape: Layout) -> Iterator[str]:
     yield " · ".join(_device_words(profile.device))
     yield " · ".join(_software_words(profile.software))
     if profile.clocks:
-        highest = (profile.device.max_clock_mhz, profile.device.memory_clock_mhz)
-        pairs = zip(("SM", "memory"), profile.clocks.before, profile.clocks.after, highest, strict=True)
-        yield "clocks: " + " · ".join(
-            f"{name} {before:,} → {after:,} MHz{f' of {most:,}' if most else ''}" for name, before, after, most in pairs
+        yield "clocks while sampling: " + " · ".join(
+            _clock_words(name, seen, most)
+            for name, seen, most in (
+                ("SM", profile.clocks.sm, profile.device.max_clock_mhz),
+                ("memory", profile.clocks.memory, profile.device.memory_clock_mhz),
+            )
         )
     if gpu:
         reached = f"; the copy reaches {percent(timing.ceiling / gpu.bandwidth)}" if timing.ceiling else ""
@@ -39,6 +46,11 @@ def bench_heading(timing: Timing, shape: Layout) -> Iterator[str]:
     yield _trust(timing)
     if shape.constants:
         yield f"everywhere: {' · '.join(shape.constants)}"
+
+
+def _clock_words(name: str, seen: tuple[int, int], most: int | None) -> str:
+    low, high = seen
+    return f"{name} {f'{low:,}–' if low < high else ''}{high:,}{f' of {most:,}' if most else ''} MHz"
 
 
 def _trust(timing: Timing) -> str:
@@ -82,7 +94,9 @@ def bench_notes(timing: Timing) -> Iterator[str]:
         found = sum(mark in result.marks for result in timing.results)
         if found:
             yield f"{mark.sign} {mark.name} ({found} of {len(timing.results)}): {mark.remedy}."
+    yield from _machine_doubts(timing.profile)
     yield from _stopped(timing)
+    yield from _not_taken(timing)
     yield from _poor_fits(timing)
     yield from _flat_fits(timing)
     yield (
@@ -103,12 +117,46 @@ def bench_notes(timing: Timing) -> Iterator[str]:
     )
     for case, why in _reasons(timing).items():
         yield f"{case}: torch's own kernels move more than must be moved. {why}"
-    yield NOT_IN_THESE
+    yield NOT_IN_THESE["cpu" if timing.profile.device.kind == "cpu" else "gpu"]
     yield NEXT
+
+
+def _machine_doubts(profile: Profile) -> Iterator[str]:
+    """What disturbs all numbers alike."""
+    device = profile.device
+    if profile.load is not None and profile.load > BUSY * (device.units or 1):
+        yield (
+            f"Others compute here: {profile.load:.1f} processes wanted the {device.units or 1} cores before the run."
+            " Its numbers are theirs too: run it alone, or with fewer --threads."
+        )
+    if device.kind == "cuda" and profile.clocks is None:
+        yield (
+            "Nobody watched the clocks, so that throttled samples are in these numbers: nvidia-ml-py is missing"
+            " (pip install 'gptcalc[bench]'), or the card does not answer it."
+        )
+
+
+def _not_taken(timing: Timing) -> Iterator[str]:
+    """States that a kernel has no number for."""
+    for state in ("cold", "warm"):
+        missing = sum(bool(p.measured) and state not in p.measured for p in timing.profile.points if p.case not in OWN)
+        if missing:
+            why = {
+                "cpu": "their inputs are so small that no reasonable number of sets outruns the cache",
+                "cuda": "every sample was throttled",
+                "mps": "the queue of this device cannot be held without touching the cache",
+            }[timing.profile.device.kind]
+            yield f"No {state} number for {missing} of {len(timing.profile.points)} points: {why}."
 
 
 def _stopped(timing: Timing) -> Iterator[str]:
     stopped = sum(result.measured.stopped == "budget" for result in timing.results)
+    interrupted = sum(result.measured.stopped == "interrupted" for result in timing.results)
+    if interrupted:
+        yield (
+            f"stopped, interrupted: {interrupted} of {len(timing.results)} numbers have fewer restarts than they were"
+            " given time for; the same command with --save measures them again."
+        )
     if stopped:
         yield (
             f"stopped, budget: {stopped} of {len(timing.results)} numbers stopped when the time was up, before"

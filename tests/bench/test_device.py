@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from gptcalc.bench import device as devices
-from gptcalc.bench.device import Machine, NvmlClock, available_memory, choose_device, cpu_cache, software
+from gptcalc.bench.device import Machine, NvmlClock, available_memory, choose_device, cpu_cache, out_of_memory, software
 from gptcalc.errors import InvalidValueError, UnknownNameError
+from gptcalc.ledger.profile import Clocks, Device
 
 torch = pytest.importorskip("torch")
 
@@ -59,15 +60,28 @@ class FakeNvml:
     ],
 )
 def test_throttled(sm: int, reasons: int, throttled: bool) -> None:  # noqa: FBT001
-    """Throttled is a clock under three quarters of the highest, heat, or the board's power brake."""
-    assert NvmlClock(FakeNvml(sm, reasons), None).throttled() is throttled
+    """Throttled is a clock under three quarters of the highest seen, heat, or the board's power brake."""
+    nvml = FakeNvml()
+    clock = NvmlClock(nvml, None)
+    assert not clock.throttled()
+    nvml.sm, nvml.reasons = sm, reasons
+    assert clock.throttled() is throttled
+    assert clock.seen == Clocks(sm=(min(sm, 1980), 1980), memory=(3201, 3201))
+
+
+def test_card_that_always_runs_slower_is_not_throttled() -> None:
+    """A card with a fixed clock, or a small power limit, runs at its own highest clock: what counts is a fall."""
+    clock = NvmlClock(FakeNvml(sm=900), None)
+    assert not clock.throttled()
+    assert not clock.throttled()
 
 
 def test_clock_that_stops_answering_says_nothing() -> None:
     """Where the binding fails in the middle of a run, samples are not thrown out for it, and nothing ends."""
     nvml = FakeNvml()
     clock = NvmlClock(nvml, None)
-    assert clock.mhz() == (1980, 3201)
+    assert clock.highest == (1980, 3201)
+    assert clock.seen is None
     assert clock.driver() == "580.159"
     nvml.fails = True
     assert clock.throttled() is False
@@ -162,12 +176,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_out_of_memory_is_told_from_other_errors() -> None:
     """Torch's CPU allocator raises a plain RuntimeError; another RuntimeError is not taken for it."""
-    machine = Machine("cpu")
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert machine.out_of_memory(error.value)
-    assert machine.out_of_memory(torch.OutOfMemoryError())
-    assert not machine.out_of_memory(RuntimeError("shapes differ"))
+    assert out_of_memory(error.value)
+    assert out_of_memory(torch.OutOfMemoryError())
+    assert not out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_nvml_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +201,7 @@ H200 = SimpleNamespace(
     major=9,
     minor=0,
     uuid="5a1e",
+    gcnArchName="NVIDIA H200",  # as torch's CUDA builds have it
 )
 
 
@@ -206,7 +220,8 @@ def fake_torch(properties: SimpleNamespace, calls: list[tuple[object, ...]]) -> 
         calls.append(("empty", size, options["device"]))
         return buffer
 
-    return SimpleNamespace(cuda=cuda, empty=empty, uint8=torch.uint8)
+    version = SimpleNamespace(hip=None)
+    return SimpleNamespace(cuda=cuda, empty=empty, uint8=torch.uint8, version=version)
 
 
 def test_cuda_record() -> None:
@@ -234,6 +249,8 @@ def test_cuda_queue() -> None:
     stream.synchronize()
     assert calls == [
         ("empty", 4 * 62_914_560, "cuda"),
+        ("sleep", 198_000_000),
+        ("synchronize",),
         ("zero",),
         ("sleep", 1_980_000),
         ("event", {"enable_timing": True}),
@@ -243,3 +260,49 @@ def test_cuda_queue() -> None:
     clock.nvml.reasons = 0x40
     assert stream.throttled()
     assert not devices.CudaStream(fake, devices._cuda(fake, None), None).throttled()
+
+
+def test_rocm_record() -> None:
+    """On a ROCm build the capability is the architecture's name, without its flags."""
+    fake = fake_torch(SimpleNamespace(**{**vars(H200), "gcnArchName": "gfx942:sramecc+:xnack-"}), [])
+    fake.version.hip = "6.2"
+    assert devices._cuda(fake, None).capability == "gfx942"
+
+
+def test_mps_queue_is_held_by_writing() -> None:
+    """Apple's queue is held by as many writes as its memory cannot do in less, so nothing there is warm."""
+    writes: list[int] = []
+    fake = SimpleNamespace(
+        mps=SimpleNamespace(synchronize=lambda: None),
+        empty=lambda size, **_: SimpleNamespace(zero_=lambda: writes.append(size), numel=lambda: size),
+        uint8=torch.uint8,
+    )
+    stream = devices.MpsStream(fake, Device(kind="mps", name="x", cache_bytes=1 << 26), None)
+    writes.clear()
+    stream.hold(1e-3)
+    assert sum(writes) / 1e12 >= 1e-3
+    assert not stream.holds_warm
+
+
+def test_last_caches_of_all_cores_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Four cores of which two each share an L3 of 32 MiB have 64 MiB; the inner caches do not count."""
+    for core in range(4):
+        for index, (level, size, shared) in enumerate([(1, "32K", f"{core}"), (3, "32768K", f"{core // 2}")]):
+            folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, value in (("level", level), ("size", size), ("shared_cpu_list", shared)):
+                (folder / name).write_text(f"{value}\n")
+    monkeypatch.setattr(devices, "Path", lambda name: tmp_path / Path(name).relative_to("/sys/devices/system/cpu"))
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert cpu_cache() == 64 << 20
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert cpu_cache() == 32 << 20
+
+
+def test_macos_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS the name is that of the chip, under which its datasheet stands."""
+    monkeypatch.setattr(devices, "Path", lambda _: Path("/nowhere"))
+    monkeypatch.setattr(devices.platform, "system", lambda: "Darwin")
+    said = {"machdep.cpu.brand_string": "Apple M2 Max\n"}
+    monkeypatch.setattr(devices.subprocess, "run", lambda line, **_: SimpleNamespace(stdout=said[line[-1]]))
+    assert devices.cpu_name() == "Apple M2 Max"

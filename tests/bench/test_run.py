@@ -14,8 +14,9 @@ from gptcalc.bench.plan import Job  # noqa: E402
 from gptcalc.bench.reference import WrongResultError  # noqa: E402
 from gptcalc.bench.run import BLOCK, Bench, Step  # noqa: E402
 from gptcalc.bench.sampling import Batch  # noqa: E402
+from gptcalc.bench.stopwatch import StarvedError  # noqa: E402
 from gptcalc.errors import InvalidValueError  # noqa: E402
-from gptcalc.ledger.profile import Device, Moved, Point, Profile, Shape, Software, State  # noqa: E402
+from gptcalc.ledger.profile import Clocks, Device, Moved, Profile, Shape, Software, State  # noqa: E402
 
 
 class Made:
@@ -24,8 +25,10 @@ class Made:
     def __init__(self, free: int | None = None) -> None:
         self.device = Device(kind="cuda", name="made up", cache_bytes=1 << 20)
         self.now, self.log, self.free, self.throttled = 0.0, [], free, False
-        self.faults: dict[str, Exception] = {}
+        self.large = 0
+        self.faults: dict[str, BaseException] = {}
 
+    @property
     def stopwatch(self) -> "Made":
         return self
 
@@ -34,6 +37,8 @@ class Made:
 
     def collect(self, sets: Sequence[Callable[[], object]], _: State, seconds: float) -> Batch:
         self.now += seconds
+        if len(self.log) > 20 and (fault := self.faults.get("collect")):
+            raise fault
         for one in sets:
             one()
         n = len(self.log)
@@ -42,11 +47,8 @@ class Made:
     def free_bytes(self) -> int | None:
         return self.free
 
-    def clocks(self) -> tuple[int, int]:
-        return 1980, 3201
-
-    def out_of_memory(self, error: BaseException) -> bool:
-        return "memory" in str(error)
+    def clocks(self) -> Clocks:
+        return Clocks(sm=(1900, 1980), memory=(3201, 3201))
 
     def prepare(self, job: Job, _: str, **__: object) -> Any:
         """A workload."""
@@ -66,7 +68,7 @@ class Made:
             must_move=(Moved(label="x", formula="M", bytes=job.shape.rows),),
             torch_moves=(),
             torch_why="",
-            set_bytes=100,
+            set_bytes=100 if job.shape.rows != self.large else 10_000,
             fixed_bytes=1000,
             pool_bytes=500,
             check=check,
@@ -85,7 +87,7 @@ def start(
     monkeypatch: pytest.MonkeyPatch,
     asked: Sequence[Job],
     budget_s: float | None = None,
-    points: Sequence[Point] = (),
+    **more: Any,
 ) -> tuple[list[Profile], list[Step]]:
     """Every profile of a run, and every step that it showed."""
     monkeypatch.setattr(running, "prepare", machine.prepare)
@@ -96,10 +98,12 @@ def start(
         device=machine.device,
         software=Software(gptcalc="0", torch="2", python="3", system="x"),
         asked=len(asked),
-        points=tuple(points),
+        points=tuple(more.get("points", ())),
     )
     steps: list[Step] = []
-    return list(Bench(machine, asked, profile, budget_s, steps.append)), steps  # type: ignore[arg-type]
+    found: list[Profile] = more.get("found", [])
+    found.extend(Bench(machine, asked, profile, budget_s, steps.append))  # type: ignore[arg-type]
+    return found, steps
 
 
 def problems(profile: Profile) -> dict[int, str]:
@@ -118,11 +122,11 @@ def test_points_of_a_block_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_profile_comes_after_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done is there to be saved after each block, with the clocks before and after."""
+    """What is done is there to be saved after each block, with the clocks that were seen."""
     profiles, steps = start(Made(), monkeypatch, jobs(2 * BLOCK + 1))
     assert [len(profile.points) for profile in profiles] == [BLOCK, 2 * BLOCK, 2 * BLOCK + 1]
     assert profiles[-1].clocks
-    assert profiles[-1].clocks.before == (1980, 3201)
+    assert profiles[-1].clocks.sm == (1900, 1980)
     assert all(before.done_s <= after.done_s <= after.total_s for before, after in pairwise(steps))
 
 
@@ -147,10 +151,11 @@ def test_what_fails_is_told_and_the_rest_is_measured(monkeypatch: pytest.MonkeyP
         "check 2": InvalidValueError("torch.compile: no compiler"),
         "check 3": RuntimeError("out of memory"),
         "sets 4": RuntimeError("out of memory"),
+        "sets 5": StarvedError("waits"),
     }
-    (profile,), _ = start(machine, monkeypatch, jobs(5))
-    assert problems(profile) == {1: "wrong", 2: "backend", 3: "memory", 4: "memory"}
-    assert {point.shape.rows for point in profile.points if point.measured} == {5}
+    (profile,), _ = start(machine, monkeypatch, jobs(6))
+    assert problems(profile) == {1: "wrong", 2: "backend", 3: "memory", 4: "memory", 5: "backend"}
+    assert {point.shape.rows for point in profile.points if point.measured} == {6}
 
 
 def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +172,38 @@ def test_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -
     (profile,), _ = start(machine, monkeypatch, jobs(1))
     assert problems(profile) == {1: "memory"}
     assert profile.points[0].problem
-    assert "1.17 KiB" in profile.points[0].problem.text
+    assert "1.07 KiB" in profile.points[0].problem.text
     assert machine.log == []
+
+
+def test_what_does_not_fit_beside_others_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that does not fit while other points' random numbers are there is measured in a block of its own."""
+    profiles, _ = start(Made(free=1600), monkeypatch, jobs(2))
+    assert [len(profile.points) for profile in profiles] == [1, 2]
+    assert not problems(profiles[-1])
+
+
+def test_what_never_fits_ends_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that is too large for the whole memory is a problem at once, beside others that are measured."""
+    machine = Made(free=4000)
+    machine.large = 2
+    (profile,), _ = start(machine, monkeypatch, jobs(3))
+    assert problems(profile) == {2: "memory"}
+
+
+def test_stopped_block_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of a block: its points with two restarts are in the profile, and are measured again."""
+    machine = Made()
+    machine.faults = {"collect": KeyboardInterrupt()}
+    found: list[Profile] = []
+    with pytest.raises(KeyboardInterrupt):
+        start(machine, monkeypatch, jobs(3), found=found)
+    assert [point.shape.rows for point in found[-1].points] == [1, 2, 3]
+    assert {record.stopped for point in found[-1].points for record in point.measured.values()} == {"interrupted"}
+    again = Made()
+    (after,), _ = start(again, monkeypatch, jobs(3), points=found[-1].points)
+    assert set(again.log) == {1, 2, 3}
+    assert all(point.is_final for point in after.points)
 
 
 def test_pools_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +224,7 @@ def test_what_is_there_is_kept_and_what_failed_is_tried_again(monkeypatch: pytes
     """A run that goes on measures what has no number yet, and a point that failed takes its new place."""
     first = Made()
     first.faults = {"check 2": RuntimeError("out of memory")}
-    (before,), _ = start(first, monkeypatch, jobs(3))
+    (*_, before), _ = start(first, monkeypatch, jobs(3))
     machine = Made()
     (after,), _ = start(machine, monkeypatch, jobs(4), points=before.points)
     assert set(machine.log) == {2, 4}

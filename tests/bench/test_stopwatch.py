@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from gptcalc.bench.stopwatch import BATCH, MOST_SETS, OUTRUN, CpuStopwatch, EventStopwatch
+from gptcalc.bench.stopwatch import BATCH, MOST_SETS, OUTRUN, CpuStopwatch, EventStopwatch, StarvedError
 
 MIB = 1 << 20
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 class Simulated:
     """A device with a queue: the host enqueues at its own pace, the device works when it gets to it."""
 
-    holds = True
+    holds = holds_warm = True
 
     def __init__(self, kernel_s: float, enqueue_s: float, slow: Callable[[float], bool] | None = None) -> None:
         self.kernel_s, self.enqueue_s, self.slow = kernel_s, enqueue_s, slow
@@ -83,7 +83,7 @@ class Event:
 def test_short_kernels_are_timed_without_the_gap_before_them(state: str, kernel_us: int) -> None:
     """A kernel that takes less than the host takes to enqueue it is timed as itself, not as the host."""
     stream = Simulated(kernel_us * 1e-6, enqueue_s=50e-6)
-    batch = EventStopwatch(stream, stream.now).collect([stream.kernel("a"), stream.kernel("b")], state, 0.02)
+    batch = EventStopwatch(stream, MIB, stream.now).collect([stream.kernel("a"), stream.kernel("b")], state, 0.02)
     assert set(batch.samples) == {kernel_us * 1000}
     assert not batch.rejected
 
@@ -111,15 +111,37 @@ def test_too_short_hold_grows_until_no_sample_is_starved() -> None:
         stream.enqueue_s = 10e-6 if calls < 5 else 300e-6
         stream.kernel("a")()
 
-    batch = EventStopwatch(stream, stream.now).collect([run], "warm", 0.05)
+    batch = EventStopwatch(stream, MIB, stream.now).collect([run], "warm", 0.05)
     assert set(batch.samples) == {5000}
     assert len(batch.samples) > 2 * BATCH
+
+
+def test_device_that_does_not_queue_is_an_error() -> None:
+    """Where launches block, no hold helps: that is said, and the run does not go on for ever."""
+    stream = Simulated(5e-6, enqueue_s=10e-6)
+
+    def blocking() -> None:
+        stream.kernel("a")()
+        stream.synchronize()
+
+    with pytest.raises(StarvedError, match="CUDA_LAUNCH_BLOCKING"):
+        EventStopwatch(stream, MIB, stream.now).collect([blocking], "warm", 0.05)
+
+
+def test_gpu_sets_are_two_to_four() -> None:
+    """Inputs far larger than the cache need two sets, small ones four; without a hold nothing is warm."""
+    stream = Simulated(5e-6, enqueue_s=1e-6)
+    stopwatch = EventStopwatch(stream, 10 * MIB, stream.now)
+    assert [stopwatch.sets_needed("cold", size * MIB) for size in (1, 12, 14, 1000)] == [4, 4, 3, 2]
+    assert stopwatch.sets_needed("warm", MIB) == 1
+    stream.holds_warm = False
+    assert stopwatch.sets_needed("warm", MIB) is None
 
 
 def test_throttled_batches_are_thrown_out_and_counted() -> None:
     """What ran while the clock was low is counted and not used, and the device rests before it goes on."""
     stream = Simulated(100e-6, enqueue_s=10e-6, slow=lambda at: at % 0.02 < 0.008)
-    batch = EventStopwatch(stream, stream.now).collect([stream.kernel("a")], "warm", 0.4)
+    batch = EventStopwatch(stream, MIB, stream.now).collect([stream.kernel("a")], "warm", 0.4)
     assert batch.rejected >= BATCH
     assert stream.rests == batch.rejected // BATCH
     assert sorted(batch.samples)[len(batch.samples) // 2] == 100_000
@@ -129,7 +151,7 @@ def test_cold_flushes_before_each_sample_and_rotates() -> None:
     """Cold: each sample finds an emptied cache and other inputs than the last; warm: the same inputs, and no flush."""
     stream = Simulated(5e-6, enqueue_s=1e-6)
     kernels = [stream.kernel(name) for name in "abc"]
-    stopwatch = EventStopwatch(stream, stream.now)
+    stopwatch = EventStopwatch(stream, MIB, stream.now)
     batch = stopwatch.collect(kernels, "cold", 0.002)
     assert stream.flushes == len(batch.samples) + batch.rejected
     assert "".join(name for name in stream.log if len(name) == 1)[:6] in "abcabcabc"
@@ -143,7 +165,7 @@ def test_cold_flushes_before_each_sample_and_rotates() -> None:
 def test_slow_kernels_are_not_run_a_whole_batch_of_times() -> None:
     """A kernel of a second ends one restart after about the time that it was given."""
     stream = Simulated(1.0, enqueue_s=1e-5)
-    batch = EventStopwatch(stream, stream.now).collect([stream.kernel("a")], "warm", 0.1)
+    batch = EventStopwatch(stream, MIB, stream.now).collect([stream.kernel("a")], "warm", 0.1)
     assert len(batch.samples) == 1
     assert stream.host < 5
 

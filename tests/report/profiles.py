@@ -122,7 +122,7 @@ def h200(seed: int = 0) -> Profile:
         started="2026-02-03T04:05:06+00:00",
         device=H200,
         software=SOFTWARE,
-        clocks=Clocks(before=(1980, 3201), after=(1755, 3201)),
+        clocks=Clocks(sm=(1755, 1980), memory=(3201, 3201)),
         asked=17,
         points=(*points, *backward),
     )

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from itertools import pairwise
-from math import pi, sqrt
+from math import nan, pi, sqrt
 from pathlib import Path
 from statistics import median, quantiles, stdev
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,8 @@ def test_shares_are_of_the_copy_and_of_the_datasheet() -> None:
     assert found["ceiling"]["share_of_datasheet"] == pytest.approx(copy["bytes_per_second"] / 4.8e12)
     assert found["floor_ns"] == empty["amount"]
     assert found["datasheet"]["bytes_per_second"] == 4.8e12
-    for line in found["lines"]:
+    assert empty["share_of_ceiling"] is empty["share_of_datasheet"] is None
+    for line in (copy, *found["lines"][2:]):
         rate = line["bytes_per_second"]
         assert line["share_of_ceiling"] == pytest.approx(rate / copy["bytes_per_second"], rel=1e-6)
         assert line["share_of_datasheet"] == pytest.approx(rate / 4.8e12, rel=1e-6)
@@ -163,6 +164,42 @@ def test_bytes_are_itemised() -> None:
     shown = [(row["what"], row["formula"], row["bytes"]) for row in rows]
     assert any(shown[at : at + len(wanted)] == wanted for at in range(len(shown)))
     assert table.title not in [other.title for other in document("h200").tables]
+
+
+def changed(which: str, **fields: Any) -> tuple[str, ...]:
+    """The notes of a made-up run some of whose fields are others."""
+    return bench_document(timing(getattr(profiles, which)().model_copy(update=fields))).notes
+
+
+def test_a_busy_machine_is_told() -> None:
+    """Where others computed before a run on a CPU, all its numbers are doubted; where the machine was idle, none is."""
+    assert any(note.startswith("Others compute here: 99.5 processes") for note in changed("cpu", load=99.5))
+    assert not any(note.startswith("Others") for note in changed("cpu", load=0.1))
+
+
+def test_unwatched_clocks_are_told() -> None:
+    """A GPU whose clocks nobody reads may have been throttled, and how to have them read is said."""
+    assert any("gptcalc[bench]" in note for note in changed("h200", clocks=None))
+    assert not any("Nobody watched" in note for note in [*changed("h200"), *changed("cpu", clocks=None)])
+
+
+def test_numbers_that_were_not_taken_are_told() -> None:
+    """A kernel without a cold number, and one that was stopped before its time, are counted with the reason."""
+    points = list(profiles.cpu().points)
+    last = points[-1]
+    warm = last.measured["warm"].model_copy(update={"stopped": "interrupted"})
+    points[-1] = last.model_copy(update={"measured": {"warm": warm}})
+    notes = changed("cpu", points=tuple(points))
+    assert any(note.startswith("No cold number for 1 of") and "outruns the cache" in note for note in notes)
+    assert any(note.startswith("stopped, interrupted: 1 of") for note in notes)
+
+
+def test_nothing_of_a_file_reaches_the_terminal_raw() -> None:
+    """A device's name with control characters is quoted, and an empty run says that it is empty."""
+    run = profiles.cpu()
+    evil = run.model_copy(update={"device": run.device.model_copy(update={"name": "a\x1b[31m\nb"})})
+    assert "\x1b" not in bench_document(timing(evil)).title
+    assert "nothing measured yet" in bench_document(timing(run.model_copy(update={"points": ()}))).title
 
 
 def test_keys_name_one_line_each() -> None:
@@ -246,7 +283,9 @@ def test_csv_has_the_numbers_of_json(which: str) -> None:
         assert sum(int(record[column] or 0) for record in found) == sum(line[column] for line in lines)
     if which != "against":
         assert [int(r["median_ns"]) for r in found if r["median_ns"]] == [line["amount"] for line in lines]
-        assert [float(r["share_of_ceiling"]) for r in found if r["n"]] == [line["share_of_ceiling"] for line in lines]
+        assert [float(r["share_of_ceiling"] or "nan") for r in found if r["n"]] == pytest.approx(
+            [line["share_of_ceiling"] or nan for line in lines], nan_ok=True
+        )
         assert [record["problem"] for record in found if record["problem"]] == [
             f"{problem['kind']}: {problem['text']}" for problem in problems
         ]
@@ -302,7 +341,7 @@ def test_the_heading_says_what_was_measured_on_what() -> None:
     """Device, cache and whether it is assumed, threads, versions, clocks, date, command, and how much of it is done."""
     gpu, cpu = "\n".join(document("h200").heading), "\n".join(document("cpu").heading)
 
-    for text in ("driver 570.86.15", "L2 60.00 MiB ·", "132 SMs", "torch 2.13.0", "SM 1,980 → 1,755 MHz of 1,980"):
+    for text in ("driver 570.86.15", "L2 60.00 MiB ·", "132 SMs", "torch 2.13.0", "SM 1,755–1,980 of 1,980 MHz"):
         assert text in gpu
     for text in ("last cache 64.00 MiB assumed", "16 cores · 8 threads", "4 of 5 points: the rest was not reached"):
         assert text in cpu
