@@ -48,19 +48,32 @@ MARKS = (NOISE, SCATTER, DRIFT, THROTTLED, SPARSE)
 
 
 class Result(NamedTuple):
-    """One number of a profile, in nanoseconds: `time` is the median and where a second run finds it at 95 %.
-
-    `bytes` are those that the kernel must move.
-    """
+    """One number of a profile, in nanoseconds: `time` is the median and where a second run finds it at 95 %."""
 
     point: Point
     state: State
     measured: Measured
     time: Interval
-    iqr: float
-    n: int
-    bytes: int
-    marks: tuple[Mark, ...]
+
+    @property
+    def iqr(self) -> float:
+        """The distance between the quartiles of all samples."""
+        return quartile_range([sample for restart in self.measured.restarts for sample in restart])
+
+    @property
+    def n(self) -> int:
+        """Samples of all restarts."""
+        return sum(map(len, self.measured.restarts))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the kernel must move."""
+        return sum(term.bytes for term in self.point.must_move)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """Every reason to doubt it."""
+        return tuple(_marks(self))
 
     @property
     def bandwidth(self) -> float:
@@ -159,7 +172,11 @@ class Comparison(NamedTuple):
 
 def timing(profile: Profile) -> Timing:
     """Everything that a profile says."""
-    results = tuple(_result(point, state) for point in profile.points for state in point.measured)
+    results = tuple(
+        Result(point, state, measured, repeatable(measured.restarts))
+        for point in profile.points
+        for state, measured in point.measured.items()
+    )
     by_case = {result.point.case: result for result in results}
     device = profile.device
     return Timing(
@@ -191,23 +208,6 @@ def _change(before: Result, after: Result) -> Change:
     elif change.high < 1:
         verdict = "faster"
     return Change(before, after, change, verdict)
-
-
-def _result(point: Point, state: State) -> Result:
-    measured = point.measured[state]
-    samples = [sample for restart in measured.restarts for sample in restart]
-    time = repeatable(measured.restarts)
-    result = Result(
-        point,
-        state,
-        measured,
-        time,
-        quartile_range(samples),
-        len(samples),
-        sum(term.bytes for term in point.must_move),
-        (),
-    )
-    return result._replace(marks=tuple(_marks(result)))
 
 
 def _marks(result: Result) -> Iterator[Mark]:
