@@ -124,6 +124,7 @@ class Machine:
             return int(self.torch.cuda.mem_get_info()[0])
         if self.kind == "mps":
             return int(self.torch.mps.recommended_max_memory() - self.torch.mps.driver_allocated_memory())
+        give_back_freed_memory()
         return available_memory()
 
     def load(self) -> float | None:
@@ -307,6 +308,12 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             mallopt(parameter, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc return now what it was told to keep: what is free is asked of the system."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_name() -> str:

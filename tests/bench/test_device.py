@@ -174,6 +174,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(done.stdout) < 10_000
 
 
+def test_kept_memory_counts_as_free() -> None:
+    """What the process keeps, and does not use, is free for the next kernels."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("no glibc")
+    code = """
+from pathlib import Path
+from gptcalc.bench.device import Machine
+machine = Machine("cpu")
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+large = [machine.torch.ones(1 << 27) for _ in range(2)]
+del large
+kept = resident()
+machine.free_bytes()
+print(kept - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 900 << 20
+
+
 def test_out_of_memory_is_told_from_other_errors() -> None:
     """Torch's CPU allocator raises a plain RuntimeError; another RuntimeError is not taken for it."""
     with pytest.raises(RuntimeError) as error:
