@@ -171,7 +171,7 @@ for _ in range(10):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 10_000
+    assert int(done.stdout) < 100_000  # all of it each time would be 376,930
 
 
 def test_kept_memory_counts_as_free() -> None:
