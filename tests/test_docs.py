@@ -14,7 +14,7 @@ OUTPUTS = re.findall(r"<!-- output: (gptcalc .*?) -->\n```text\n(.*?)```", READM
 
 def printed(command: str) -> str:
     """What a command prints at the README's width."""
-    return gptcalc(*shlex.split(command)[1:], COLUMNS="100").stdout
+    return gptcalc(*shlex.split(command)[1:], cwd=ROOT, COLUMNS="100").stdout
 
 
 @pytest.mark.parametrize(("command", "shown"), OUTPUTS, ids=[command for command, _ in OUTPUTS])
@@ -33,7 +33,7 @@ def _any_version(text: str) -> str:
 
 def test_there_are_outputs_to_check() -> None:
     """The marks in the README are found."""
-    assert [command.split()[1] for command, _ in OUTPUTS] == ["count", "count", "check", "claims"]
+    assert [command.split()[1] for command, _ in OUTPUTS] == ["count", "count", "check", "claims", "bench"]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))

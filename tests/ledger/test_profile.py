@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import DATA
 
 from gptcalc.errors import UnreadableFileError
 from gptcalc.ledger.profile import SCHEMA, Device, Measured, Moved, Point, Profile, Shape, Software, load, save
@@ -43,6 +44,12 @@ def test_saved_is_what_is_loaded(tmp_path: Path) -> None:
     save(toy_profile(), path)
     assert load(path) == toy_profile()
     assert json.loads(path.read_text())["schema"] == SCHEMA
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "measurements").glob("*.json")), ids=lambda path: path.name)
+def test_every_measurement_is_read_for_ever(path: Path) -> None:
+    """What was measured once is whole, and read by every version of gptcalc that knows its schema."""
+    assert load(path).points
 
 
 def _without(*path: str | int) -> Callable[[dict[str, Any]], None]:
