@@ -259,10 +259,13 @@ def _progress() -> Iterator["Callable[[Step], None]"]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("at most"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    # Drawn between restarts only: a thread that draws would be measured with the kernels.
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
-        yield lambda step: bar.update(task, total=step.total_s, completed=step.done_s, description=step.what)
+        yield lambda step: bar.update(
+            task, total=step.total_s, completed=step.done_s, description=step.what, refresh=True
+        )
 
 
 def _shapes(
