@@ -1,1 +1,1 @@
-"""The catalogue: data only. `models/*.toml` holds published hyperparameters, `claims/*.toml` what was said of them."""
+"""The catalogue, data only: `models/` published hyperparameters, `claims/` what was said of them, `gpus/` datasheets."""
