@@ -1,1 +1,1 @@
-"""The catalogue, data only: `models/` published hyperparameters, `claims/` what was said of them, `gpus/` datasheets."""
+"""The catalogue, data only: hyperparameters in `models/`, what was said of them in `claims/`, datasheets in `gpus/`."""

@@ -101,7 +101,8 @@ def bench_notes(timing: Timing) -> Iterator[str]:
     yield from _flat_fits(timing)
     yield (
         "±: a second run finds the median this near at 95%; it covers what differs between restarts (fresh inputs at"
-        " fresh addresses), not only between the samples of one. n is restarts × samples."
+        " fresh addresses), not only between the samples of one; what differs between two processes (compiled code, the"
+        " layout of memory) is not in it. n is restarts × samples."
     )
     yield _states(timing)
     if timing.duels:
