@@ -205,6 +205,7 @@ def test_out_of_memory_is_told_from_other_errors() -> None:
 
 def test_nvml_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the binding, or with one that fails, there are no clocks and no error."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     assert NvmlClock.of(torch) is None
     fake = SimpleNamespace(nvmlInit=lambda: None, NVMLError=FakeNvml.NVMLError)
     monkeypatch.setitem(sys.modules, "pynvml", fake)
