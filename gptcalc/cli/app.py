@@ -6,6 +6,7 @@ A command's module is imported when the command is called, so that each pays onl
 import gc
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any, cast
 
@@ -100,6 +101,8 @@ def _usage(error: Any) -> str:
 
 def main() -> None:
     """The console script."""
+    # torch warns where NumPy is not installed, which nothing here needs.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")
     try:
         code = run()
     except Exception as error:

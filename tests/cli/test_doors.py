@@ -45,6 +45,19 @@ def test_version_is_printed() -> None:
     assert gptcalc("--version").stdout == f"gptcalc {package.__version__}\n"
 
 
+def test_torch_without_numpy_is_no_news() -> None:
+    """Torch's warning that NumPy is missing does not stand before an answer that needs none; other warnings do."""
+    code = (
+        "import sys, warnings; from gptcalc.cli.app import main; sys.argv = ['gptcalc', '--version']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "warnings.warn('Failed to initialize NumPy: No module named numpy'); warnings.warn('something else')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "NumPy" not in done.stderr
+    assert "something else" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "opened"),
     [
