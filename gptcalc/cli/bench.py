@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 HEADLINE_S = 45.0
 #: Batch and sequence that nobody asked for.
 BATCH, SEQ = 8, 1024
-INTERRUPTED = 130
 
 Name = TypeVar("Name", bound=str)
 
@@ -223,8 +222,7 @@ def _say_what_is_missing(profile: Profile, stopped: BaseException | None, path: 
     again = f"the same command goes on from {plain(str(path))}" if path else "--save FILE would keep what is done"
     if isinstance(stopped, KeyboardInterrupt):
         say(f"gptcalc: stopped at {len(profile.points)} of {profile.asked} points; {again}")
-        raise typer.Exit(INTERRUPTED)
-    if isinstance(stopped, GptcalcError):
+    if stopped:
         raise stopped
     if len(profile.points) < profile.asked:
         say(f"gptcalc: the time was up at {len(profile.points)} of {profile.asked} points; {again}")
