@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
+from gptcalc import installed
 from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, plain, shown
 from gptcalc.families import find_family, model_types
 from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, UNCOUNTED, Family
@@ -104,20 +105,14 @@ class Resolved(NamedTuple):
 
 @cache
 def _claims(stem: str) -> dict[str, tuple[Claim, ...]]:
-    path = _folder().parent / "claims" / f"{stem}.toml"
+    path = installed.presets("claims") / f"{stem}.toml"
     tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {name: tuple(Claim(**claim) for claim in claims) for name, claims in tables.items()}
 
 
-def _folder() -> Path:
-    """Beside this file in an installed package, beside the package in a checkout."""
-    inside, beside = (parent / "presets" for parent in Path(__file__).parents[:2])
-    return (inside if inside.is_dir() else beside) / "models"
-
-
 @cache
 def _raw() -> dict[str, bytes]:
-    return {path.stem: path.read_bytes() for path in sorted(_folder().glob("*.toml"))}
+    return {path.stem: path.read_bytes() for path in sorted(installed.presets("models").glob("*.toml"))}
 
 
 @cache

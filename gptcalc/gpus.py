@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+from gptcalc import installed
 from gptcalc.errors import UnknownNameError
 from gptcalc.spec import Record
 from gptcalc.units import MIB
@@ -103,19 +104,13 @@ def _scaled(amount: Decimal | int | None, unit: int) -> int | None:
     return None if amount is None else int(amount * unit)
 
 
-def _folder() -> Path:
-    """Beside this file in an installed package, beside the package in a checkout."""
-    inside, beside = (parent / "presets" for parent in Path(__file__).parents[:2])
-    return (inside if inside.is_dir() else beside) / "gpus"
-
-
 def _read(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
 
 
 @cache
 def _sources() -> dict[str, str]:
-    sources: dict[str, str] = _read(_folder() / SOURCES)["sources"]
+    sources: dict[str, str] = _read(installed.presets("gpus") / SOURCES)["sources"]
     return sources
 
 
@@ -123,7 +118,7 @@ def _sources() -> dict[str, str]:
 def gpus() -> tuple[Gpu, ...]:
     """Every accelerator, vendor by vendor."""
     found: list[Gpu] = []
-    for file in (_read(path) for path in sorted(_folder().glob("*.toml")) if path.name != SOURCES):
+    for file in (_read(path) for path in sorted(installed.presets("gpus").glob("*.toml")) if path.name != SOURCES):
         shared = {key: value for key, value in file.items() if not isinstance(value, dict)}
         found += [Gpu(slug=slug, **(shared | row)) for slug, row in file.items() if isinstance(row, dict)]
     return tuple(found)

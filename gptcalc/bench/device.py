@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from time import sleep
@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from gptcalc.bench.stopwatch import THROTTLED_BELOW, CpuStopwatch, EventStopwatch, Stopwatch
-from gptcalc.errors import InvalidValueError, MissingDependencyError, UnknownNameError
+from gptcalc.errors import InvalidValueError, UnknownNameError
+from gptcalc.installed import need_torch
 from gptcalc.ledger.profile import Clocks, Device, DeviceKind, Software
 from gptcalc.units import GIB, KIB, MIB
 
@@ -30,23 +31,14 @@ WAKE_S = 0.1
 #: Bytes a second that no Apple GPU's memory exceeds (M3 Ultra: 819 GB/s).
 FASTEST_MPS = 1e12
 
-
-def need_torch() -> ModuleType:
-    """torch, or one line that says how to install it."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingDependencyError(
-            "torch is not installed; install it with: pip install 'gptcalc[bench]'; 'bench show FILE' works without"
-        ) from None
-    return torch
+_torch = partial(need_torch, "bench", "'bench show FILE' works without")
 
 
 def choose_device(name: str) -> DeviceKind:
     """`auto` is the best that is there. Raises one line where a device is asked for that is not."""
     if name not in DEVICES:
         raise UnknownNameError.near("--device", name, DEVICES)
-    torch = need_torch()
+    torch = _torch()
     there: Mapping[DeviceKind, bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -72,7 +64,7 @@ def _why_missing(torch: ModuleType, name: str) -> str:
 
 def software(version: str) -> Software:
     """The versions of everything that makes kernels; `version` is gptcalc's."""
-    torch = need_torch()
+    torch = _torch()
     triton = None
     with suppress(ImportError):
         import triton as found  # type: ignore[import-not-found,unused-ignore]
@@ -90,7 +82,7 @@ def software(version: str) -> Software:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out; torch's CPU allocator raises a plain `RuntimeError`."""
-    return isinstance(error, MemoryError | need_torch().OutOfMemoryError) or (
+    return isinstance(error, MemoryError | _torch().OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "out of memory"))
     )
 
@@ -100,7 +92,7 @@ class Machine:
 
     def __init__(self, kind: DeviceKind, threads: int | None = None) -> None:
         """`threads` are torch's on a CPU; its own default where nothing is given."""
-        self.torch = need_torch()
+        self.torch = _torch()
         if threads is not None:
             self.torch.set_num_threads(threads)
         if kind == "cpu":

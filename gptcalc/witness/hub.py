@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gptcalc.catalog import Resolved
 from gptcalc.errors import GptcalcError
+from gptcalc.installed import need_torch
 from gptcalc.inventory import Weight
 from gptcalc.ledger.evidence import Evidence
 from gptcalc.witness.findings import Built, compare, stored_elements
-from gptcalc.witness.reference import need_torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from types import ModuleType
 
 from gptcalc.catalog import Resolved
-from gptcalc.errors import InvalidValueError, MissingDependencyError
+from gptcalc.errors import InvalidValueError
+from gptcalc.installed import need_torch
 from gptcalc.inventory import Weight
 from gptcalc.ledger.evidence import Evidence
 from gptcalc.spec import Spec
@@ -38,12 +38,3 @@ def build(spec: Spec) -> Built:
     for key, tensor in module.itemise():
         components[key] += tensor.numel()
     return Built(dict(module.named_parameters(remove_duplicate=False)), components, module.active_elements())
-
-
-def need_torch() -> ModuleType:
-    """torch, or one line that says how to install it."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingDependencyError("torch is not installed; install it with: pip install 'gptcalc[torch]'") from None
-    return torch

@@ -210,6 +210,19 @@ def test_without_torch_a_check_says_how_to_install_it(tmp_path: Path) -> None:
     assert done.stderr == "gptcalc: torch is not installed; install it with: pip install 'gptcalc[torch]'\n"
 
 
+def test_without_torch_a_benchmark_says_how_to_install_it(tmp_path: Path) -> None:
+    """Where torch cannot be imported, one line says what to do, and what works without."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch')\n")
+    done = gptcalc("bench", "empty", PYTHONPATH=str(tmp_path))
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "gptcalc: torch is not installed; install it with: pip install 'gptcalc[bench]';"
+        " 'bench show FILE' works without\n"
+    )
+
+
 def test_without_transformers_the_family_mapping_is_said_to_be_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference module still witnesses, and the report says what was not looked at."""
     pytest.importorskip("torch")
