@@ -48,17 +48,17 @@ MARKS = (NOISE, SCATTER, DRIFT, THROTTLED, SPARSE)
 
 
 class Result(NamedTuple):
-    """One number of a profile, in nanoseconds: `time` is the median and where a second run finds it at 95 %."""
+    """One number of a profile, in nanoseconds: `time` is the median and where a second run finds it at 95 %.
+
+    `iqr` is the distance between the quartiles of all samples, `marks` every reason to doubt the number.
+    """
 
     point: Point
     state: State
     measured: Measured
     time: Interval
-
-    @property
-    def iqr(self) -> float:
-        """The distance between the quartiles of all samples."""
-        return quartile_range([sample for restart in self.measured.restarts for sample in restart])
+    iqr: float
+    marks: tuple[Mark, ...]
 
     @property
     def n(self) -> int:
@@ -69,11 +69,6 @@ class Result(NamedTuple):
     def bytes(self) -> int:
         """Bytes that the kernel must move."""
         return sum(term.bytes for term in self.point.must_move)
-
-    @property
-    def marks(self) -> tuple[Mark, ...]:
-        """Every reason to doubt it."""
-        return tuple(_marks(self))
 
     @property
     def bandwidth(self) -> float:
@@ -172,11 +167,7 @@ class Comparison(NamedTuple):
 
 def timing(profile: Profile) -> Timing:
     """Everything that a profile says."""
-    results = tuple(
-        Result(point, state, measured, repeatable(measured.restarts))
-        for point in profile.points
-        for state, measured in point.measured.items()
-    )
+    results = _results(profile)
     by_case = {result.point.case: result for result in results}
     device = profile.device
     return Timing(
@@ -192,12 +183,24 @@ def timing(profile: Profile) -> Timing:
 
 def compare(before: Profile, after: Profile) -> Comparison:
     """Every number that both have. Raises `InvalidValueError` where there is none."""
-    old, new = ({(r.point.key, r.state): r for r in timing(profile).results} for profile in (before, after))
+    old, new = ({(r.point.key, r.state): r for r in _results(profile)} for profile in (before, after))
     common = [key for key in new if key in old]
     if not common:
         raise InvalidValueError("--against: the two runs have no case, shape, dtype and backend in common")
     changes = tuple(_change(old[key], new[key]) for key in common)
     return Comparison(before, after, changes, len(old) - len(common), len(new) - len(common))
+
+
+def _results(profile: Profile) -> tuple[Result, ...]:
+    return tuple(
+        _result(point, state, measured) for point in profile.points for state, measured in point.measured.items()
+    )
+
+
+def _result(point: Point, state: State, measured: Measured) -> Result:
+    samples = [sample for restart in measured.restarts for sample in restart]
+    unmarked = Result(point, state, measured, repeatable(measured.restarts), quartile_range(samples), ())
+    return unmarked._replace(marks=tuple(_marks(unmarked)))
 
 
 def _change(before: Result, after: Result) -> Change:
