@@ -19,7 +19,7 @@ from gptcalc.cli.options import FormatOption, complete_preset
 from gptcalc.cli.output import answer, say
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, plain, shown
 from gptcalc.files import must_be_writable
-from gptcalc.ledger.profile import Profile, Shape, load, save
+from gptcalc.ledger.profile import Profile, Shape, differences, load, save
 from gptcalc.ledger.timing import compare, timing
 from gptcalc.report.bench import bench_document, bench_json, comparison_document, comparison_json
 from gptcalc.report.formats import Format, render
@@ -235,15 +235,12 @@ def _say_what_is_missing(profile: Profile, stopped: BaseException | None, path: 
 
 def _resumed(profile: Profile, jobs: Sequence[Job], kept: Profile, path: str) -> Profile:
     """The old run, of which more is asked now, where both speak of the same device and software."""
-    for what in ("device", "software"):
-        now, then = getattr(profile, what), getattr(kept, what)
-        for field in type(now).model_fields:
-            read, had = getattr(now, field), getattr(then, field)
-            if read != had and None not in (read, had) and field != "memory_bytes":
-                raise InvalidValueError(
-                    f"--save: {path} is of another {what}: {field} was {shown(had)}, here it is {shown(read)};"
-                    " --fresh replaces it"
-                )
+    for what, field, then, now in differences(kept, profile):
+        if None not in (then, now):
+            raise InvalidValueError(
+                f"--save: {path} is of another {what}: {field} was {shown(then)}, here it is {shown(now)};"
+                " --fresh replaces it"
+            )
     wanted = set(jobs) | {point.key for point in kept.points}
     return kept.model_copy(update={"command": profile.command, "asked": len(wanted)})
 

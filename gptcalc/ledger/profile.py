@@ -5,8 +5,9 @@ moves, and the machine. `gptcalc.ledger.timing` makes medians, intervals and ban
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -169,6 +170,29 @@ class Profile(Record):
         if len(self.points) > self.asked:
             raise ValueError(f"{len(self.points)} points of {self.asked}")
         return self
+
+
+#: Not what tells two machines apart: the memory that the system reports differs from run to run.
+NOT_COMPARED = ("memory_bytes",)
+
+
+class Difference(NamedTuple):
+    """A field of the `device` or the `software` that two runs do not share; `None` where one does not know it."""
+
+    what: str
+    field: str
+    then: object
+    now: object
+
+
+def differences(then: Profile, now: Profile) -> Iterator[Difference]:
+    """All in which the machine or its software is another one."""
+    for what in ("device", "software"):
+        before, after = getattr(then, what), getattr(now, what)
+        for field in type(before).model_fields:
+            old, new = getattr(before, field), getattr(after, field)
+            if old != new and field not in NOT_COMPARED:
+                yield Difference(what, field, old, new)
 
 
 def save(profile: Profile, path: Path) -> None:

@@ -5,15 +5,13 @@ from collections.abc import Iterator
 
 from typing_extensions import TypedDict
 
-from gptcalc.ledger.profile import Profile
+from gptcalc.ledger.profile import differences
 from gptcalc.ledger.timing import MARKS, Change, Comparison
 from gptcalc.report.bench_data import raw, result_key
 from gptcalc.report.bench_points import layout, percent, point_table, when
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import format_duration
 
-#: What two runs must share for their times to be compared; the memory that is free to torch differs from run to run.
-NOT_COMPARED = ("memory_bytes",)
 SAYS = {"fingerprint": "card", "units": "SMs or cores", "cache_bytes": "cache", "max_clock_mhz": "highest SM clock"}
 
 
@@ -56,7 +54,7 @@ def comparison_json(comparison: Comparison, threshold: float) -> BenchAgainstJSO
         "schema": "gptcalc.bench-against/1",
         "before": comparison.before.started,
         "after": comparison.after.started,
-        "differs": list(differences(comparison.before, comparison.after)),
+        "differs": _differs(comparison),
         "threshold": threshold,
         "regressions": sum(change["regressed"] for change in changes),
         "only_before": comparison.only_before,
@@ -70,13 +68,12 @@ def worst_first(comparison: Comparison) -> list[Change]:
     return sorted(comparison.changes, key=lambda change: -change.ratio.estimate)
 
 
-def differences(before: Profile, after: Profile) -> Iterator[str]:
+def _differs(comparison: Comparison) -> list[str]:
     """In words, all in which the machine or its software is another one."""
-    for then, now in ((before.device, after.device), (before.software, after.software)):
-        for name in type(then).model_fields:
-            old, new = getattr(then, name), getattr(now, name)
-            if old != new and name not in NOT_COMPARED:
-                yield f"{SAYS.get(name, name.replace('_', ' '))} {_said(old)} → {_said(new)}"
+    return [
+        f"{SAYS.get(field, field.replace('_', ' '))} {_said(then)} → {_said(now)}"
+        for _, field, then, now in differences(comparison.before, comparison.after)
+    ]
 
 
 def _said(value: object) -> str:
@@ -119,7 +116,7 @@ def comparison_document(comparison: Comparison, threshold: float) -> Document:
 
 def _heading(comparison: Comparison) -> Iterator[str]:
     before, after = comparison.before, comparison.after
-    differs = list(differences(before, after))
+    differs = _differs(comparison)
     if differs:
         yield f"NOT THE SAME MACHINE OR SOFTWARE: {'; '.join(differs)}"
     else:

@@ -9,7 +9,19 @@ import pytest
 from support import DATA
 
 from gptcalc.errors import UnreadableFileError
-from gptcalc.ledger.profile import SCHEMA, Device, Measured, Moved, Point, Profile, Shape, Software, load, save
+from gptcalc.ledger.profile import (
+    SCHEMA,
+    Device,
+    Measured,
+    Moved,
+    Point,
+    Profile,
+    Shape,
+    Software,
+    differences,
+    load,
+    save,
+)
 
 
 def toy_profile() -> Profile:
@@ -131,3 +143,13 @@ def test_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
         load(tmp_path / "no.json")
     with pytest.raises(UnreadableFileError, match="cannot be read"):
         load(tmp_path)
+
+
+def test_runs_differ_in_what_is_not_the_same_machine_or_software() -> None:
+    """Each field in which they differ is named, known or not; memory, which no two runs find alike, is none."""
+    then = toy_profile()
+    device = then.device.model_copy(update={"memory_bytes": 1 << 30, "units": 2})
+    software = then.software.model_copy(update={"torch": "3"})
+    now = then.model_copy(update={"device": device, "software": software})
+    assert list(differences(then, now)) == [("device", "units", None, 2), ("software", "torch", "2", "3")]
+    assert not list(differences(then, then))
