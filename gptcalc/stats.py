@@ -6,7 +6,7 @@ Times are floats here: they are estimates. Nothing in this file knows what was m
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from math import floor, pi, sqrt
-from statistics import median, stdev
+from statistics import median, quantiles, stdev
 from typing import NamedTuple
 
 #: Student's t: the 0.975 quantile by degrees of freedom from 1; from 30 on the last, which is on the safe side.
@@ -41,6 +41,11 @@ def tick(samples: Sequence[float]) -> float:
     return min((after - before for before, after in pairwise(values)), default=0.0)
 
 
+def _half_tick(restarts: Sequence[Sequence[float]]) -> float:
+    """How near a number is known at best, on either side, by the clock of all its samples."""
+    return tick([sample for samples in restarts for sample in samples]) / 2
+
+
 #: Restarts before an interval may end the sampling: t₄ is 2.8, where t₂ would be 4.3.
 LEAST_RESTARTS = 5
 
@@ -62,7 +67,7 @@ def repeatable(restarts: Sequence[Sequence[float]]) -> Interval:
     estimate = median(medians)
     half = max(
         t_975(min(len(medians), LEAST_RESTARTS) - 1) * stdev(medians) * sqrt(pi / len(medians)),
-        tick([sample for samples in restarts for sample in samples]) / 2,
+        _half_tick(restarts),
     )
     ends = [estimate - half, estimate + half]
     if trend(medians):
@@ -78,16 +83,9 @@ def trend(values: Sequence[float]) -> bool:
 
 
 def quartile_range(samples: Sequence[float]) -> float:
-    """The distance between the quartiles (IQR), by linear interpolation."""
-    ordered = sorted(samples)
-    return _quantile(ordered, 0.75) - _quantile(ordered, 0.25)
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    """The distance between the quartiles (IQR) of two samples or more, by linear interpolation."""
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return high - low
 
 
 def ratio(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval:
@@ -99,10 +97,7 @@ def ratio(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -
     sides = [[median(samples) for samples in restarts] for restarts in (before, after)]
     first, second = (median(medians) for medians in sides)
     parts = [pi / 2 * (stdev(medians) / median(medians)) ** 2 / len(medians) for medians in sides]
-    ticks = sum(
-        tick([sample for samples in restarts for sample in samples]) / 2 / centre
-        for restarts, centre in ((before, first), (after, second))
-    )
+    ticks = _half_tick(before) / first + _half_tick(after) / second
     total = sum(parts)
     least = [min(len(medians), LEAST_RESTARTS) - 1 for medians in sides]
     degrees = total**2 / sum(part**2 / own for part, own in zip(parts, least, strict=True)) if total else 1

@@ -43,6 +43,11 @@ def test_quartiles_are_the_standard_librarys(samples: list[int]) -> None:
     assert quartile_range(samples) == pytest.approx(high - low)
 
 
+def test_quartiles_by_hand() -> None:
+    """Of 1, 2, 4, 8, 16, 32 the quartiles lie a quarter from 2 to 4, and three quarters from 8 to 16: 2.5 and 14."""
+    assert quartile_range([32, 1, 16, 2, 8, 4]) == 11.5
+
+
 def test_tick_is_the_least_step() -> None:
     """The least difference of two different samples, and nothing where all are equal."""
     assert tick([5, 9, 5, 12]) == 3
