@@ -221,6 +221,7 @@ def load(path: Path) -> Profile:
         read = f"schema {shown(schema)}" if isinstance(schema, str) else "no schema"
         raise UnreadableFileError(f"{what}: read {read}; allowed: {SCHEMA}, a file of 'gptcalc bench --save'")
     try:
+        # Not `data`: its errors would speak of Python's tuples and instances, where the file has arrays and objects.
         return Profile.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
