@@ -21,7 +21,9 @@ from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, pl
 from gptcalc.files import must_be_writable
 from gptcalc.ledger.profile import Profile, Shape, differences, load, save
 from gptcalc.ledger.timing import compare, timing
-from gptcalc.report.bench import bench_document, bench_json, comparison_document, comparison_json
+from gptcalc.report.bench import bench_document
+from gptcalc.report.bench_against import comparison_document, comparison_json
+from gptcalc.report.bench_data import bench_json
 from gptcalc.report.formats import Format, render
 
 if TYPE_CHECKING:

@@ -9,10 +9,8 @@ from textwrap import wrap
 from gptcalc.errors import plain
 from gptcalc.ledger.profile import Point
 from gptcalc.ledger.timing import Duel, Fit, Result, Timing
-from gptcalc.report.bench_against import comparison_document, comparison_json
 from gptcalc.report.bench_data import (
     bench_data,
-    bench_json,
     predictions,
     result_key,
     share_of_ceiling,
@@ -23,8 +21,6 @@ from gptcalc.report.bench_words import bench_heading, bench_notes
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
 from gptcalc.report.roofline import Series, draw
 from gptcalc.units import format_bandwidth, format_bytes, format_duration, format_fixed, format_significant
-
-__all__ = ["bench_document", "bench_json", "comparison_document", "comparison_json"]
 
 _NUMBERS = (
     Column("state", "state"),

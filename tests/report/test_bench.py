@@ -28,7 +28,9 @@ from support import DATA
 from gptcalc.cli.output import ASCII
 from gptcalc.ledger.timing import MARKS, compare, timing
 from gptcalc.report import terminal
-from gptcalc.report.bench import bench_document, bench_json, comparison_document, comparison_json
+from gptcalc.report.bench import bench_document
+from gptcalc.report.bench_against import comparison_document, comparison_json
+from gptcalc.report.bench_data import bench_json
 from gptcalc.report.document import Document, Table
 from gptcalc.report.formats import Format, render
 from gptcalc.report.plain import render_html
