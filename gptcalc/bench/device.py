@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from time import sleep
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from gptcalc.bench.stopwatch import THROTTLED_BELOW, CpuStopwatch, EventStopwatch, Stopwatch
 from gptcalc.errors import InvalidValueError, UnknownNameError
@@ -100,6 +100,18 @@ class Machine:
         self.kind = kind
         self.clock = NvmlClock.of(self.torch) if kind == "cuda" else None
         self.device = _DESCRIBE[kind](self.torch, self.clock)
+
+    @classmethod
+    def open(cls, name: str, threads: int | None = None) -> Self:
+        """The device of that name, with its stopwatch ready. Raises one line where it is not there or cannot be had."""
+        kind = choose_device(name)
+        try:
+            machine = cls(kind, threads)
+            machine.stopwatch  # noqa: B018  what it allocates may be more than is free
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[0]
+            raise InvalidValueError(f"--device: {kind} cannot be used now: {why}") from None
+        return machine
 
     @cached_property
     def stopwatch(self) -> Stopwatch:

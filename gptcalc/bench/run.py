@@ -174,6 +174,8 @@ class Bench:
         """A trial whose kernel gave the right result."""
         device = self.machine.device
         work = prepare(job, device.kind, cache_bytes=device.cache_bytes, units=device.units)
+        # By its sizes alone, before `must_move` is asked for: that counts distinct IDs, and so draws one for each row,
+        # which for a shape that no memory holds takes minutes, or all of the memory.
         _must_fit(work.fixed_bytes + work.set_bytes, free)
         with _memory():
             brought = sum(term.bytes for term in work.must_move)

@@ -144,14 +144,9 @@ def measure(
     if save_:
         must_be_writable(save_)  # known before the first minute is spent
     kept = load(save_) if save_ and save_.exists() else None
-    from gptcalc.bench.device import Machine, choose_device, software
+    from gptcalc.bench.device import Machine, software
 
-    kind = choose_device(device)
-    try:
-        machine = Machine(kind, threads)
-        machine.stopwatch  # noqa: B018  what it allocates may be more than is free
-    except RuntimeError as error:
-        raise InvalidValueError(f"--device: {kind} cannot be used now: {str(error).strip().splitlines()[0]}") from None
+    machine = Machine.open(device, threads)
     profile = Profile(
         command=shlex.join(["gptcalc", *sys.argv[1:]]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -126,6 +126,17 @@ def test_this_machine() -> None:
     assert software("1.2.3").torch == torch.__version__
 
 
+def test_device_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the stopwatch finds no memory, the first line of what torch says stands in the error."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("out of memory\nand a traceback of the driver's own")
+
+    monkeypatch.setattr(devices, "CpuStopwatch", full)
+    with pytest.raises(InvalidValueError, match=r"^--device: cpu cannot be used now: out of memory$"):
+        Machine.open("cpu")
+
+
 def test_system_files_that_are_missing_are_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the system keeps no such files (macOS, a sandbox), nothing is known and nothing fails."""
     monkeypatch.setattr(devices, "Path", lambda _: tmp_path / "nowhere")
