@@ -1,0 +1,33 @@
+"""What a memory figure speaks of beside the model: batch, length, precision, optimizer, attention, device, torch."""
+
+from typing import Literal
+
+from gptcalc.spec import Record, Size
+
+Precision = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+OptimizerImpl = Literal["foreach", "fused", "for-loop"]
+#: What a user may ask for; `auto` is what torch picks.
+AttentionChoice = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"]
+Logits = Literal["last", "all"]
+
+
+class Plan(Record):
+    """One device's share of the work. `batch` (B) sequences of `seq` (T) tokens.
+
+    `precision` is the dtype of weights and activations, `kv_dtype` that of the KV cache. In inference `seq` counts
+    prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache.
+    """
+
+    batch: Size = 1
+    seq: Size
+    precision: Precision = "bf16"
+    optimizer: OptimizerName = "adamw"
+    optimizer_impl: OptimizerImpl = "foreach"
+    momentum: float = 0.0
+    attention: AttentionChoice = "auto"
+    kv_dtype: Precision = "bf16"
+    logits: Logits = "last"
+    target: str = "sm90"
+    torch: str = "2.13"
+    expandable_segments: bool = False
