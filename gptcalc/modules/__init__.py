@@ -15,6 +15,7 @@ from gptcalc.modules.itemised import Itemised, register
 from gptcalc.modules.mixture import Experts, MixtureMLP
 from gptcalc.modules.mlp import DenseMLP, GatedMLP
 from gptcalc.modules.norm import LayerNorm, RMSNorm
+from gptcalc.modules.passing import KVCache
 from gptcalc.modules.positions import PositionalEmbedding, SinusoidalPositionalEmbedding
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "InputRangeError",
     "InputValueError",
     "Itemised",
+    "KVCache",
     "LayerNorm",
     "MixtureMLP",
     "MultiHeadAttention",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
+from gptcalc.modules import ops
 from gptcalc.modules.itemised import Dims, Itemised, register
 from gptcalc.modules.linear import Linear
-from gptcalc.modules.rotary import AngleTables, Rotary
+from gptcalc.modules.passing import LayerCache, Pass
+from gptcalc.modules.rotary import Rotary
 
 
 @register("multi_head")
@@ -38,7 +41,7 @@ class MultiHeadAttention(Itemised):
     ) -> None:
         """Build the projections under their published names."""
         super().__init__()
-        self.d_head, self.grouped = d_head, n_kv_heads < n_heads
+        self.d_head, self.n_kv_heads = d_head, n_kv_heads
         self.dropout, self.residual_dropout = dropout, residual_dropout
         self.rotary = None if rotary is None else Rotary(d_head=d_head, **rotary)
         self.qkv_names, self.out_name = tuple(qkv_names), out_name
@@ -49,22 +52,44 @@ class MultiHeadAttention(Itemised):
         d_joined, output = n_heads * d_head, [("attn_o", dims.d_model)]
         self.attach(out_name, Linear(d_joined, output, bias=out_bias, transposed=transposed))
 
-    def forward(self, x: Tensor, tables: AngleTables | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); `tables` holds the rotary angles that this forward pass has computed already."""
+    def forward(self, x: Tensor, shared: Pass | None = None, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); `shared` is what this forward pass has made already.
+
+        With a `cache`, the new keys and values are kept there. The first pass looks at its own; a later one, of one
+        token, at all that are there.
+        """
+        shared = Pass() if shared is None else shared
         query, key, value = (self._heads(part) for part in self._project(x))
         if self.rotary is not None:
-            angles = self.rotary.angles(x, {} if tables is None else tables)
+            angles = shared.once(self.rotary, partial(self.rotary.angles, x, shared.start))
             query, key = self.rotary.rotate(query, angles), self.rotary.rotate(key, angles)
-        joined = functional.scaled_dot_product_attention(
+        if cache is not None:
+            cache.write(key, value, shared.start)
+            if shared.start:
+                key, value = cache.read(shared.start + x.shape[1], query)
+        joined = ops.attention(
             query,
             key,
             value,
+            backend=shared.attention,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
-            enable_gqa=self.grouped,
+            mask=self._mask(x, shared),
+            causal=not shared.start,
         )
         output: Tensor = self.child(self.out_name)(joined.transpose(1, 2).flatten(2))
-        return functional.dropout(output, self.residual_dropout, self.training)
+        return ops.dropout(output, self.residual_dropout, self.training)
+
+    def _mask(self, x: Tensor, shared: Pass) -> Tensor | None:
+        """What eager attention adds to the scores; the kernels make their own."""
+        if shared.attention != "eager" or shared.start:
+            return None
+        return shared.once("causal mask", partial(ops.causal_mask, x))
+
+    def make_cache(self, batch: int, seq: int, dtype: torch.dtype) -> LayerCache:
+        """Room for the keys and values of `batch` sequences of `seq` tokens, on the device of the weights."""
+        shape = (batch, self.n_kv_heads, seq, self.d_head)
+        device = next(self.parameters()).device
+        return LayerCache(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Query (B, T, N·H), key and value (B, T, K·H)."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from gptcalc.errors import UnknownNameError
 from gptcalc.modules.itemised import Dims, Itemised, make, register
-from gptcalc.modules.rotary import AngleTables
+from gptcalc.modules.passing import LayerCache, Pass
 
 
 @register("block")
@@ -40,16 +41,22 @@ class Block(Itemised):
             for part in half[::-1] if self.post else half:
                 self.attach(str(part["name"]), make(part, dims))
 
-    def forward(self, x: Tensor, tables: AngleTables | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); `tables` goes to the attention."""
+    def forward(self, x: Tensor, shared: Pass | None = None, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); `shared` and `cache` go to the attention."""
         (attention_norm, attention), (mlp_norm, mlp) = self.names
         if self.post:
-            x = self.child(attention_norm)(x + self.child(attention)(x, tables))
+            x = self.child(attention_norm)(x + self.child(attention)(x, shared, cache))
             x = self.child(mlp_norm)(x + self.child(mlp)(x))
         else:
-            x = x + self.child(attention)(self.child(attention_norm)(x), tables)
+            x = x + self.child(attention)(self.child(attention_norm)(x), shared, cache)
             x = x + self.child(mlp)(self.child(mlp_norm)(x))
         return x
+
+    def make_cache(self, batch: int, seq: int, dtype: torch.dtype) -> LayerCache:
+        """Room for what its attention remembers."""
+        attention: Any = self.child(self.names[0][1])
+        cache: LayerCache = attention.make_cache(batch, seq, dtype)
+        return cache
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The four parts in the order in which they run."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gptcalc.errors import UnknownNameError
-from gptcalc.modules.checks import IGNORED_TARGET, check_targets
+from gptcalc.modules import ops
+from gptcalc.modules.checks import IGNORED_TARGET, InputValueError, check_targets
 from gptcalc.modules.embedding import GPTEmbedding, GPTEmbeddingConfig
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_normal, make, register
-from gptcalc.modules.rotary import AngleTables
+from gptcalc.modules.passing import KVCache, Pass
 from gptcalc.spec import Spec
 
 
-def build(spec: Spec) -> Decoder:
+def build(spec: Spec, *, attention: str = "auto") -> Decoder:
     """The decoder of `spec` on the default device; under `torch.device("meta")` it has shapes and no values.
 
-    Names and shapes are those of the transformers class, so that its state dict loads strictly.
+    Names and shapes are those of the transformers class, so that its state dict loads strictly. `attention` is the
+    backend that every layer uses (see `ops.attention`).
     """
-    return Decoder(spec)
+    return Decoder(spec, attention=attention)
 
 
 class DecoderOutput(NamedTuple):
@@ -29,6 +32,19 @@ class DecoderOutput(NamedTuple):
 
     logits: Tensor
     loss: Tensor | None
+
+
+def _check_cache(x: Tensor, cache: KVCache | None, start: int) -> None:
+    """Whether the tokens of x (B, T, D) may stand from `start` on."""
+    batch, length = x.shape[:2]
+    if start and cache is None:
+        raise InputValueError(
+            f"start: read {start} without a cache; allowed: 0, since nothing is known of what is before"
+        )
+    if start and length != 1:
+        raise InputValueError(f"input_ids: read {length} tokens from position {start} on; allowed: one")
+    if cache is not None:
+        cache.check(batch, start + length)
 
 
 @register("unembedding")
@@ -72,11 +88,13 @@ class Unembedding(Itemised):
 class Trunk(GPTEmbedding):
     """The input stage, the layers and the final norm, in one container as published checkpoints have them."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, attention: str = "auto") -> None:
         """Build every layer of every group."""
         positions = "" if spec.positions is None else spec.positions.name
         super().__init__(_input_config(spec), names=(spec.embedding.name, positions))
         dims = Dims.of(spec)
+        ops.check_backend(attention)
+        self.attention = attention
         self.layers_name = spec.layers_name
         groups = [(group.n_layers, group.block.model_dump()) for group in spec.layers]
         blocks = [make(block, dims) for n_layers, block in groups for _ in range(n_layers)]
@@ -93,12 +111,20 @@ class Trunk(GPTEmbedding):
             raise TypeError(f"{self.layers_name} is a {type(layers).__name__}, not the list of layers")
         return layers
 
-    def forward(self, input_ids: Tensor, use_layer_norm: bool = False) -> Tensor:  # noqa: FBT001, FBT002  as GPTEmbedding
+    def forward(
+        self,
+        input_ids: Tensor,
+        use_layer_norm: bool = False,  # noqa: FBT001, FBT002  as GPTEmbedding
+        *,
+        start: int = 0,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Token IDs (B, T) to the vectors (B, T, D) that the unembedding reads."""
-        x = super().forward(input_ids, use_layer_norm)
-        tables: AngleTables = {}
-        for block in self.blocks:
-            x = block(x, tables)
+        x = super().forward(input_ids, use_layer_norm, start=start)
+        _check_cache(x, cache, start)
+        shared = Pass(start, self.attention)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, shared, None if cache is None else cache.layers[layer])
         return x if self.norm_name is None else self.child(self.norm_name)(x)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
@@ -125,12 +151,12 @@ def _input_config(spec: Spec) -> GPTEmbeddingConfig:
 class Decoder(Itemised):
     """Token IDs to logits; children bear the published names. Everything follows the parameters' device and dtype."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, *, attention: str = "auto") -> None:
         """Build the trunk and the unembedding, and tie them where the spec says so."""
         super().__init__()
         self.n_vocab = spec.n_vocab
         self.trunk_name, self.unembedding_name = spec.trunk, spec.unembedding.name
-        self.attach(spec.trunk, Trunk(spec))
+        self.attach(spec.trunk, Trunk(spec, attention))
         self.attach(spec.unembedding.name, make(spec.unembedding.model_dump(), Dims.of(spec)))
         self.tie()
 
@@ -142,19 +168,39 @@ class Decoder(Itemised):
             raise TypeError(f"{self.trunk_name} is a {type(trunk).__name__}, not a Trunk")
         return trunk
 
-    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> DecoderOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        start: int = 0,
+        last_only: bool = False,
+    ) -> DecoderOutput:
         """Logits (B, T, V) for IDs (B, T), and the loss where `targets` (B, T) are given.
 
         `targets[b, t]` is the token that `logits[b, t]` should predict (shifted by the caller, as in nanoGPT); −100
         does not count. The loss is a mean over what counts, computed in fp32. Raises as `GPTEmbedding.forward` does.
+
+        With a `cache` (of `make_cache`) keys and values are kept there: the first pass takes the prompt; each later one
+        a single token, the one at position `start`, and attends to all before it. `last_only` gives the logits of the
+        last token alone, (B, 1, V).
         """
-        x: Tensor = self.trunk(input_ids)
+        x: Tensor = self.trunk(input_ids, start=start, cache=cache)
+        if last_only:
+            x = x[:, -1:]
         logits: Tensor = self.child(self.unembedding_name)(x)
         if targets is None:
             return DecoderOutput(logits, None)
         check_targets(targets, input_ids, self.n_vocab)
         flat = logits.float().flatten(0, 1)
         return DecoderOutput(logits, functional.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED_TARGET))
+
+    def make_cache(self, batch: int, seq: int, dtype: torch.dtype | None = None) -> KVCache:
+        """Room for the keys and values of `batch` sequences of `seq` tokens, in the weights' dtype or in another."""
+        dtype = self.trunk.token_weight.dtype if dtype is None else dtype
+        blocks: Iterator[Any] = iter(self.trunk.blocks)
+        return KVCache(tuple(block.make_cache(batch, seq, dtype) for block in blocks))
 
     def tie(self) -> None:
         """Let a tied unembedding use the token table: one parameter, two names."""

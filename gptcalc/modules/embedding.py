@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gptcalc.errors import UnknownNameError, shown
+from gptcalc.modules import ops
 from gptcalc.modules.checks import InputValueError, check_tokens
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_normal, make, register
 from gptcalc.modules.norm import LayerNorm
@@ -192,19 +193,19 @@ class GPTEmbedding(Itemised):
             raise TypeError(f"{self.token_name}.weight is a {type(weight).__name__}, not a parameter")
         return weight
 
-    def forward(self, input_ids: Tensor, use_layer_norm: bool = False) -> Tensor:  # noqa: FBT001, FBT002  the notes' signature
+    def forward(self, input_ids: Tensor, use_layer_norm: bool = False, *, start: int = 0) -> Tensor:  # noqa: FBT001, FBT002  the notes' signature
         """Token IDs (B, T) to vectors (B, T, D), on the device and in the dtype of the tables.
 
         `use_layer_norm` normalises the sum: without parameters, or with learned ones where the config has `layer_norm`
-        (then always). Raises a `ValueError` where IDs are not int64 or int32, not of two axes, or longer than a learned
-        table (T > C); an `IndexError` where one is no token.
+        (then always). `start` is the position of the first token. Raises a `ValueError` where IDs are not int64 or
+        int32, not of two axes, or longer than a learned table (T > C); an `IndexError` where one is no token.
         """
         x: Tensor = self.child(self.token_name)(input_ids)
         if self.position_name is not None:
-            x = x + self.child(self.position_name)(x)
+            x = x + self.child(self.position_name)(x, start)
         if use_layer_norm or self.always_normalised:
             x = self.input_norm(x)
-        return functional.dropout(x, self.dropout, self.training)
+        return ops.dropout(x, self.dropout, self.training)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Tokens, positions, and the norm's weights where they are learned."""

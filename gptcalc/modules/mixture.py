@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gptcalc.errors import InvalidValueError
+from gptcalc.modules import ops
 from gptcalc.modules.activation import activation_named
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_normal, register
 from gptcalc.modules.linear import Linear
@@ -95,7 +96,7 @@ class MixtureMLP(Itemised):
         shares, chosen = scores.float().softmax(dim=-1).topk(self.n_active, dim=-1)
         shares = shares / shares.sum(dim=-1, keepdim=True)
         y: Tensor = self.child(self.experts_name)(rows, chosen, shares)
-        return functional.dropout(y.view(x.shape), self.dropout, self.training)
+        return ops.dropout(y.view(x.shape), self.dropout, self.training)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The router, then the experts."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor
-from torch.nn import functional
 
+from gptcalc.modules import ops
 from gptcalc.modules.activation import activation_named
 from gptcalc.modules.itemised import Dims, Itemised, register
 from gptcalc.modules.linear import Linear
@@ -38,7 +38,7 @@ class DenseMLP(Itemised):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
         y: Tensor = self.child(self.down_name)(self.activation(self.child(self.up_name)(x)))
-        return functional.dropout(y, self.dropout, self.training)
+        return ops.dropout(y, self.dropout, self.training)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Up, then down."""
@@ -74,7 +74,7 @@ class GatedMLP(Itemised):
         """(…, D) to (…, D)."""
         inner = self.activation(self.child(self.gate_name)(x)) * self.child(self.up_name)(x)
         y: Tensor = self.child(self.down_name)(inner)
-        return functional.dropout(y, self.dropout, self.training)
+        return ops.dropout(y, self.dropout, self.training)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Gate, up, then down."""

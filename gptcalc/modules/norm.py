@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gptcalc.modules import ops
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, register
 
 
@@ -47,7 +47,7 @@ class LayerNorm(Itemised):
 
 @register("rms_norm")
 class RMSNorm(Itemised):
-    """x / √(mean(x²) + ε) · weight over the last axis (Zhang & Sennrich 2019), in fp32 as `LlamaRMSNorm`."""
+    """x / √(mean(x²) + ε) · weight over the last axis (Zhang & Sennrich 2019), computed in fp32."""
 
     def __init__(self, dims: Dims, *, eps: float = 1e-6) -> None:
         """Allocate and initialise."""
@@ -62,9 +62,7 @@ class RMSNorm(Itemised):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        wide = x.to(torch.float32)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return ops.rms_norm(x, self.weight, self.eps)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The gain."""

@@ -26,13 +26,14 @@ class PositionalEmbedding(Itemised):
         """Rows from N(0, 0.02²)."""
         init_normal(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The rows (T, D) of the positions of x: token IDs (B, T), or what is computed of them (B, T, …).
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """The rows (T, D) of x from `start` on: token IDs (B, T), or what is computed of them (B, T, …).
 
-        Raises a `ValueError` where T > C.
+        Raises a `ValueError` where `start` + T > C.
         """
-        check_length(x.shape[1], self.max_seq_len)
-        return functional.embedding(torch.arange(x.shape[1], device=x.device), self.weight)
+        end = start + x.shape[1]
+        check_length(end, self.max_seq_len)
+        return functional.embedding(torch.arange(start, end, device=x.device), self.weight)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The table."""
@@ -51,13 +52,13 @@ class SinusoidalPositionalEmbedding(Itemised):
         super().__init__()
         self.max_seq_len, self.embed_dim = max_seq_len, embed_dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The rows (T, D) for x: token IDs (B, T) → the default dtype; embeddings (B, T, D) → their dtype."""
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """The rows (T, D) from `start` on: token IDs (B, T) → the default dtype; embeddings (B, T, D) → their dtype."""
         dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
         # An angle of 100,000 radians has an error of 0.004 in fp32; Apple's GPUs have no fp64.
         exact = torch.float32 if x.device.type == "mps" else torch.float64
         evens = torch.arange(0, self.embed_dim, 2, dtype=exact, device=x.device)
-        positions = torch.arange(x.shape[1], dtype=exact, device=x.device)
+        positions = torch.arange(start, start + x.shape[1], dtype=exact, device=x.device)
         angles = torch.outer(positions, 10_000.0 ** (-evens / self.embed_dim))
         waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
         return waves[:, : self.embed_dim].to(dtype)

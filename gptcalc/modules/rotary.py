@@ -17,10 +17,6 @@ class Angles(NamedTuple):
     sin: Tensor
 
 
-#: What one forward pass has computed already, by rotation: all layers share one table, as in transformers.
-AngleTables = dict["Rotary", Angles]
-
-
 class Rotary(NamedTuple):
     """Rotations of the first `fraction` of `d_head` features, by transformers' convention of halves."""
 
@@ -34,13 +30,8 @@ class Rotary(NamedTuple):
         """R: features that are rotated, the first of each head."""
         return int(self.d_head * self.fraction)
 
-    def angles(self, like: Tensor, tables: AngleTables) -> Angles:
-        """The table for T positions of `like` (B, T, …), in its dtype and on its device; computed once a pass."""
-        if self not in tables:
-            tables[self] = self._compute(like)
-        return tables[self]
-
-    def _compute(self, like: Tensor) -> Angles:
+    def angles(self, like: Tensor, start: int = 0) -> Angles:
+        """The table for T positions from `start` on of `like` (B, T, …), in its dtype and on its device."""
         if self.scaling is not None:
             raise InputValueError(
                 f"rotary scaling: read {self.scaling!r}; allowed: none (only plain angles can be run)"
@@ -50,7 +41,7 @@ class Rotary(NamedTuple):
                 f"rotary: read {self.n_rotated} rotated features of d_head={self.d_head}; allowed: an even number"
             )
         exponents = torch.arange(0, self.n_rotated, 2, dtype=torch.float32, device=like.device) / self.n_rotated
-        positions = torch.arange(like.shape[1], dtype=torch.float32, device=like.device)
+        positions = torch.arange(start, start + like.shape[1], dtype=torch.float32, device=like.device)
         half = torch.outer(positions, 1.0 / self.theta**exponents)
         both = torch.cat((half, half), dim=-1)
         return Angles(both.cos().to(like.dtype), both.sin().to(like.dtype))

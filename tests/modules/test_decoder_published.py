@@ -60,7 +60,7 @@ def test_rotary_equals_transformers() -> None:
     x, query, key = torch.randn(2, 29, 7), torch.randn(2, 3, 29, 10), torch.randn(2, 1, 29, 10)
     cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(29)[None])
     rotary = Rotary(d_head=10, theta=5000.0)
-    angles = rotary.angles(x, {})
+    angles = rotary.angles(x)
     ours = rotary.rotate(query, angles), rotary.rotate(key, angles)
     assert all(map(torch.equal, ours, apply_rotary_pos_emb(query, key, cos, sin)))
 
@@ -69,15 +69,15 @@ def test_partial_rotary_keeps_the_rest() -> None:
     """With a fraction, the first features are rotated like a head of that size and the others pass unchanged."""
     x, query = torch.randn(1, 11, 5), torch.randn(1, 2, 11, 12)
     part, small = Rotary(d_head=12, fraction=0.5), Rotary(d_head=6)
-    rotated = part.rotate(query, part.angles(x, {}))
+    rotated = part.rotate(query, part.angles(x))
     assert torch.equal(rotated[..., 6:], query[..., 6:])
-    assert torch.equal(rotated[..., :6], small.rotate(query[..., :6], small.angles(x, {})))
+    assert torch.equal(rotated[..., :6], small.rotate(query[..., :6], small.angles(x)))
 
 
 def test_rotary_tables_are_computed_once_a_pass(llama_toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """All layers of one forward pass share one table of angles, as in transformers."""
     computed = []
-    compute = Rotary._compute
-    monkeypatch.setattr(Rotary, "_compute", lambda self, like: computed.append(self) or compute(self, like))
+    compute = Rotary.angles
+    monkeypatch.setattr(Rotary, "angles", lambda self, *where: computed.append(self) or compute(self, *where))
     llama_toy.decoder()(llama_toy.tokens())
     assert len(computed) == 1

@@ -1,0 +1,219 @@
+"""What differs between devices, in one place: attention, dropout and RMSNorm.
+
+On a real device torch chooses kernels by itself. On the meta device there are none to choose, and torch falls back on
+what CUDA does not run: attention is written out, dropout keeps a mask of numbers, RMSNorm is decomposed. So for meta
+tensors these functions name the op that CUDA runs, or make the allocations that its kernel makes, in its order.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from math import sqrt
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gptcalc.errors import InvalidValueError, UnknownNameError
+
+Backend = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"]
+
+_aten = torch.ops.aten
+_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+BACKENDS = ("auto", *_KERNELS, "eager")
+_HALF = (torch.float16, torch.bfloat16)
+#: The flash kernels want head sizes that are a multiple of this.
+_FLASH_ALIGNMENT = 8
+
+
+# --- Attention -------------------------------------------------------------------------------------------------------
+
+
+def attention(  # noqa: PLR0913  what torch's own function takes
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    backend: str = "auto",
+    dropout_p: float = 0.0,
+    causal: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Query (B, N, T, H) over key and value (B, K, S, H), scaled by 1/√H: (B, N, T, H).
+
+    `backend` is a kernel of torch's `scaled_dot_product_attention`, or `auto` to let it pick, or `eager`: plain
+    products, softmax and dropout, as transformers' GPT-2 has them. A kernel is told that it is `causal`; eager adds
+    the `mask` (T, S). Which kernel torch picks is not known on meta: there `auto` is an error.
+    """
+    grouped = key.shape[1] < query.shape[1]
+    _check(backend, query, grouped=grouped)
+    if backend == "eager":
+        return _eager(query, key, value, dropout_p, mask)
+    if query.is_meta:
+        return _ON_META[backend](query, key, value, dropout_p, causal)
+    with nullcontext() if backend == "auto" else sdpa_kernel(_KERNELS[backend]):
+        return functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout_p, is_causal=causal, enable_gqa=grouped
+        )
+
+
+def causal_mask(like: Tensor) -> Tensor:
+    """What eager attention adds to the scores of T tokens of `like` (B, T, …): (T, T), −∞ above the diagonal."""
+    length = like.shape[1]
+    return torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def check_backend(backend: str) -> None:
+    """A name that `attention` knows."""
+    if backend not in BACKENDS:
+        raise UnknownNameError.near("attention", str(backend), BACKENDS)
+
+
+def _check(backend: str, query: Tensor, *, grouped: bool) -> None:
+    check_backend(backend)
+    if backend == "auto" and query.is_meta:
+        raise InvalidValueError("attention: read 'auto' on the meta device; allowed: the name of a kernel")
+    if backend == "efficient" and grouped:
+        raise InvalidValueError("attention: read 'efficient' with grouped heads; allowed: flash, cudnn, math, eager")
+    if backend in ("flash", "cudnn") and query.dtype not in _HALF:
+        raise InvalidValueError(
+            f"attention: read {backend!r} with {query.dtype}; allowed: torch.bfloat16, torch.float16"
+        )
+
+
+def _eager(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, mask: Tensor | None) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    scores = dropout(scores.softmax(dim=-1), dropout_p, training=True)
+    return scores @ value
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+    """`scaled_dot_product_attention` pads the head size, and cuts the output back."""
+    size = query.shape[-1]
+    if missing := -size % _FLASH_ALIGNMENT:
+        query, key, value = (functional.pad(x, (0, missing)) for x in (query, key, value))
+    padded: Tensor = _aten._scaled_dot_product_flash_attention(  # noqa: SLF001
+        query, key, value, dropout_p, causal, scale=size**-0.5
+    )[0]
+    return padded[..., :size] if missing else padded
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+    keeps = torch.is_grad_enabled() and query.requires_grad
+    op = _aten._scaled_dot_product_efficient_attention  # noqa: SLF001
+    return cast(Tensor, op(query, key, value, None, keeps, dropout_p, causal)[0])
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+    keeps = torch.is_grad_enabled() and query.requires_grad
+    op = _aten._scaled_dot_product_cudnn_attention  # noqa: SLF001
+    return cast(Tensor, op(query, key, value, None, keeps, dropout_p, causal)[0])
+
+
+def _math(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+    """`_scaled_dot_product_attention_math` of torch's attention.cpp, op by op and name by name.
+
+    Called on meta it would add the mask out of place (torch takes meta tensors for subclasses), and hide what
+    `_safe_softmax` allocates. Half precision is computed in fp32; √scale goes to query and key each.
+    """
+    given = query.dtype
+    wide = [x.float() if given in _HALF else x for x in (query, key, value)]
+    factor = sqrt(query.shape[-1] ** -0.5)
+    query = _aten.mul.Scalar(wide[0], factor)
+    mask = _mask_of_math(query, wide[1]) if causal else None
+    groups = query.shape[1] // key.shape[1]
+    key, value = wide[1:] if groups == 1 else [x.repeat_interleave(groups, dim=-3) for x in wide[1:]]
+    scores = query @ _aten.mul.Scalar(key.transpose(-2, -1), factor)
+    if mask is not None:
+        scores.add_(mask)
+    scores = cast(Tensor, _SafeSoftmax.apply(scores))  # type: ignore[no-untyped-call]
+    scores = dropout(scores, dropout_p, training=True)
+    returned = scores.to(given)  # the op's second output, which nobody reads
+    joined = (scores @ value).to(given)
+    del returned
+    return joined
+
+
+def _mask_of_math(query: Tensor, key: Tensor) -> Tensor:
+    seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    return torch.where(seen, 0.0, torch.scalar_tensor(-torch.inf, dtype=query.dtype, device=query.device))
+
+
+class _SafeSoftmax(torch.autograd.Function):
+    """`aten._safe_softmax`: a row of −∞ gives zeros. The result alone is kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, scores: Tensor) -> Tensor:
+        """What the op runs, each with its allocation."""
+        shares = scores.softmax(dim=-1)
+        masked = scores.isneginf()
+        rows = masked.all(dim=-1, keepdim=True)
+        zero = torch.scalar_tensor(0.0, dtype=shares.dtype, device=shares.device)
+        result = torch.where(rows, zero, shares)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """As the derivative of `_safe_softmax`."""
+        (result,) = ctx.saved_tensors
+        return _aten._softmax_backward_data(grad, result, -1, grad.dtype)  # noqa: SLF001
+
+
+_ON_META = {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "math": _math}
+
+
+# --- Dropout ---------------------------------------------------------------------------------------------------------
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:  # noqa: FBT001  torch's signature
+    """Zero elements with probability `p` in training; on meta, as on CUDA, the mask is kept as bool."""
+    if not (x.is_meta and training and p):
+        return functional.dropout(x, p, training)
+    return cast(Tensor, _aten.native_dropout(x, p, True)[0])  # noqa: FBT003
+
+
+# --- RMSNorm ---------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale x by weight / √(mean(x²) + ε), the mean being over the last axis: one kernel on CUDA, its like on meta."""
+    if x.is_meta:
+        return cast(Tensor, _FusedRMSNorm.apply(x, weight))  # type: ignore[no-untyped-call]
+    return functional.rms_norm(x, weight.shape, weight, eps)
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """The allocations of `aten._fused_rms_norm` on CUDA and of its derivative, without numbers.
+
+    torch ≥ 2.9 runs it for `rms_norm` of CUDA tensors (derivatives.yaml: input, weight and 1/rms are kept).
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        """The output, and 1/rms of each row in fp32."""
+        result = torch.empty_like(x)
+        scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+        ctx.save_for_backward(x, weight, scales)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ARG004  it has no numbers
+        """The gradients of x and of the weight."""
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)

@@ -1,0 +1,28 @@
+"""The reference decoder and its inputs on the meta device, as the traced scripts make them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptcalc.modules import Decoder, build
+from gptcalc.plan import Plan
+from gptcalc.spec import Spec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def decoder(spec: Spec, plan: Plan) -> Decoder:
+    """The decoder of `spec`, its weights in the plan's precision, made in that dtype at once."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[plan.precision])
+    try:
+        with torch.device("meta"):
+            return build(spec, attention=plan.attention)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def token_ids(batch: int, seq: int) -> Tensor:
+    """Token IDs, or targets, (B, T) in int64."""
+    return torch.empty(batch, seq, dtype=torch.int64, device="meta")
