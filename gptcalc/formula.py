@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from math import prod
 from typing import NamedTuple, Self
 
@@ -19,7 +20,7 @@ class Dim(NamedTuple):
 #: Dims multiplied together; the empty product is 1.
 Product = tuple[Dim, ...]
 
-_ORDER = {letter: rank for rank, letter in enumerate("LEVCBMUPTNKHFD")}
+_ORDER = {letter: rank for rank, letter in enumerate("LEVCBMUPTkNKHFD")}
 
 
 def product_size(product: Product) -> int:
@@ -29,7 +30,13 @@ def product_size(product: Product) -> int:
 
 def ordered(product: Iterable[Dim]) -> Product:
     """The dims in the order in which formulas print them: layers and tables first, the width last."""
-    return tuple(sorted(product, key=lambda dim: (_ORDER.get(dim.letter, len(_ORDER)), dim)))
+    return tuple(sorted(product, key=lambda dim: (_rank(dim.letter), dim)))
+
+
+@cache
+def _rank(letters: str) -> int:
+    """Where a dim is printed; `(N+2K)` and `(B·T·k/E)` stand where their first letter stands."""
+    return next((_ORDER[letter] for letter in letters if letter in _ORDER), len(_ORDER))
 
 
 class Formula(NamedTuple):

@@ -210,13 +210,15 @@ def test_whole_numbers_get_no_gradient() -> None:
     assert tape.backward(kernel((tape.add(x, mask, "sum"),))).results == (tape.gradient(tape.add(x, x, "sum").output),)
 
 
-def test_two_readers_of_one_tensor_are_named() -> None:
-    """Their gradients would meet, which no part does yet."""
+def test_gradients_that_meet_are_added_in_place() -> None:
+    """2·x + x: the gradient of the sum reaches x at once, that of the product is added to it."""
     x = tape.Tensor("x", (Dim("M", 3),), "fp32")
     double = tape.scale(x, "double")
 
-    with pytest.raises(TypeError, match="two ops read x"):
-        tape.backward(kernel((double, tape.add(double.output, x, "triple"))))
+    back = tape.backward(kernel((double, tape.add(double.output, x, "triple"))))
+
+    assert [op.name for op in back.ops] == ["aten::mul", "aten::add_"]
+    assert [access.tensor.label for access in back.ops[-1].reads] == ["gradient of triple", "gradient of x"]
 
 
 def test_a_layer_norm_moves_the_tensors_that_torch_has() -> None:

@@ -15,7 +15,11 @@ class Finding(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What a witness saw; `skipped` says why it could not look."""
+    """What a witness saw; `skipped` says why it could not look.
+
+    A witness of parameters counts `tensors` and what they store; one of memory the tensors or events that it saw, and
+    the `bytes` of them that are alive at once.
+    """
 
     witness: str
     subject: str
@@ -23,6 +27,7 @@ class Evidence(NamedTuple):
     stored: int = 0
     findings: tuple[Finding, ...] = ()
     skipped: str = ""
+    bytes: int = 0
 
 
 class Check(NamedTuple):

@@ -1,12 +1,15 @@
 """Attention: who looks at whom."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim
 from gptcalc.inventory import Weight, Weighted, linear
 from gptcalc.parts.positions import Rotary
 from gptcalc.spec import Probability, Size, Spec
+
+if TYPE_CHECKING:
+    from gptcalc.tape import Op, Rows, Setting, Tensor
 
 
 class MultiHeadAttention(Weighted):
@@ -39,3 +42,89 @@ class MultiHeadAttention(Weighted):
             yield from linear(name, computed, width, bias=self.qkv_bias, transposed=self.transposed)
         output = [("attn_o", width)]
         yield from linear(self.out_name, output, query, bias=self.out_bias, transposed=self.transposed)
+
+    def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
+        """(B, T, D) to the same: projections, rotations, attention by `setting.attention`, the projection back."""
+        from gptcalc import tape
+        from gptcalc.parts import attend
+
+        rows = tape.Rows(setting)
+        parts = self._project(setting, rows, x)
+        query, key, value = (attend.by_head(self, setting, rows, part) for part in parts)
+        if self.rotary is not None:
+            angles, cos, sin = self.rotary.tables(setting, self.d_head)
+            rows += angles if setting.first else ()
+            rotated = []
+            for vector in (query, key):
+                rows += self.rotary.rotate(setting, vector, cos, sin)
+                rotated.append(rows[-1].output)
+            rows.drop(key, query)
+            query, key = rotated
+        if setting.cached is not None:
+            key, value = self._read_cache(setting, setting.cached, rows, key, value)
+        joined = attend.BACKENDS[setting.attention](self, setting, rows, attend.Given(query, key, value))
+        flat = attend.side_by_side(rows, joined, query.dims)
+        out = self._layer(setting, rows, self.out_name, flat, tape.made(x, "attention output"), bias=self.out_bias)
+        rows.drop(*(() if flat is joined else (flat,)))
+        locals_ = [query, key, value, joined]
+        if setting.training and self.residual_dropout:
+            rows(tape.dropout(out, "dropped attention output"))
+            locals_.append(out)
+        rows.drop(*locals_)
+        return tuple(rows)
+
+    def _layer(  # noqa: PLR0913  what a layer is
+        self, setting: "Setting", rows: "Rows", name: str, x: "Tensor", out: "Tensor", *, bias: bool
+    ) -> "Tensor":
+        from gptcalc import tape
+
+        return tape.project(setting, rows, name, x, out, bias=bias, transposed=self.transposed)
+
+    def _project(self, setting: "Setting", rows: "Rows", x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+        """Query (B, T, N, H), key and value (B, T, K, H): three outputs, or views of a fused one."""
+        from gptcalc import tape
+        from gptcalc.parts import attend
+
+        size = Dim("H", self.d_head)
+        heads = {"query": Dim("N", self.n_heads), "key": Dim("K", self.n_kv_heads), "value": Dim("K", self.n_kv_heads)}
+        query, key, value = (tape.made(x, label, *setting.tokens, n, size) for label, n in heads.items())
+        if len(self.qkv_names) > 1:
+            outs = []
+            for name, out in zip(self.qkv_names, (query, key, value), strict=True):
+                self._layer(setting, rows, name, x, out, bias=self.qkv_bias)
+                outs.append(attend.by_token(self, setting, rows, out))
+            return outs[0], outs[1], outs[2]
+        together = Dim("(N+2K)", self.n_heads + 2 * self.n_kv_heads)
+        fused = tape.made(x, "query, key, value", *setting.tokens, together, size)
+        self._layer(setting, rows, self.qkv_names[0], x, fused, bias=self.qkv_bias)
+        cut = tape.split(fused, query, key, value)
+        rows(cut)
+        rows.drop(fused)
+        query, key, value = (access.tensor for access in cut.writes)
+        return query, key, value
+
+    def cache(self, batch: Dim, seq: Dim, dtype: str) -> "tuple[Tensor, Tensor]":
+        """Room for the keys and values of T tokens of B sequences: (B, K, T, H) each."""
+        from gptcalc import tape
+
+        dims = (batch, Dim("K", self.n_kv_heads), seq, Dim("H", self.d_head))
+        return tape.Tensor("cached keys", dims, dtype), tape.Tensor("cached values", dims, dtype)
+
+    def _read_cache(
+        self, setting: "Setting", seq: Dim, rows: "Rows", key: "Tensor", value: "Tensor"
+    ) -> "tuple[Tensor, Tensor]":
+        """All keys and values (B, S, K, H), those of this step among them: views, or casts to the compute dtype."""
+        from gptcalc import tape
+
+        batch = setting.tokens[0]
+        found = []
+        for kept in self.cache(batch, seq, setting.kv_dtype):
+            known = tape.Tensor(f"{kept.label} so far", (batch, seq, *key.dims[2:]), kept.dtype, base=kept)
+            view = rows(tape.whole("aten::slice", (kept,), known))
+            if kept.dtype != setting.dtype:
+                wide = rows(tape.cast(view, setting.dtype, f"{kept.label} in {setting.dtype}"))
+                rows.drop(view)
+                view = wide
+            found.append(view)
+        rows.drop(key, value)
+        return found[0], found[1]

@@ -31,9 +31,13 @@ class TokenEmbedding(Weighted):
         """The rows of `ids` (M) to (M, D), and where it is `scaled` their product with √D."""
         from gptcalc import tape
 
-        table = tape.Tensor("token table", (setting.n_vocab, setting.width), setting.dtype)
-        lookup = tape.embedding(ids, table, setting.unique, "token rows")
-        return (lookup, tape.scale(lookup.output, "scaled token rows")) if self.scaled else (lookup,)
+        rows = tape.Rows(setting)
+        table = setting.weight("token table", "weight", setting.n_vocab, setting.width)
+        x = rows(tape.embedding(ids, table, setting.unique, "token rows"))
+        if self.scaled:
+            rows(tape.scale(x, "scaled token rows"))
+            rows.drop(x)
+        return tuple(rows)
 
 
 class Unembedding(Weighted):
@@ -50,3 +54,13 @@ class Unembedding(Weighted):
         yield Weight("weight", "matmul", _table(spec, "unembedding"), tied_to=tied_to, source=source)
         if self.bias:
             yield Weight("bias", "bias", (Slice("lm_head_bias", ((Dim("V", spec.n_vocab),),)),))
+
+    def ops(self, setting: "Setting", x: "Tensor", table: "Tensor") -> "tuple[Op, ...]":
+        """Vectors (…, D) to logits (…, V), by its own matrix or, tied, by the token `table`."""
+        from gptcalc import tape
+
+        rows, n_vocab = tape.Rows(setting), setting.n_vocab
+        weight = table if self.tied else setting.weight("unembedding", "weight", n_vocab, setting.width)
+        bias = setting.weight("unembedding bias", "bias", n_vocab) if self.bias else None
+        rows(tape.linear(x, weight, bias, tape.made(x, "logits", *x.dims[:-1], n_vocab)))
+        return tuple(rows)

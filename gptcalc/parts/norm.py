@@ -26,8 +26,10 @@ class RMSNorm(Weighted):
         """X (M, D) to the same shape, by `torch.nn.functional.rms_norm`: one fused kernel on CUDA."""
         from gptcalc import tape
 
-        weight = tape.Tensor("norm weight", (setting.width,), setting.dtype)
-        return (tape.rms_norm(x, weight, f"normalised {x.label}", setting.chip),)
+        rows = tape.Rows(setting)
+        weight = setting.weight("norm weight", "weight", setting.width)
+        rows(tape.rms_norm(x, weight, f"normalised {x.label}", setting.chip))
+        return tuple(rows)
 
 
 class LayerNorm(Weighted):
@@ -48,6 +50,8 @@ class LayerNorm(Weighted):
         """X (M, D) to the same shape."""
         from gptcalc import tape
 
-        weight = tape.Tensor("norm weight", (setting.width,), setting.dtype)
-        bias = weight._replace(label="norm bias") if self.bias else None
-        return (tape.layer_norm(x, weight, bias, f"normalised {x.label}", setting.chip),)
+        rows = tape.Rows(setting)
+        weight = setting.weight("norm weight", "weight", setting.width)
+        bias = setting.weight("norm bias", "bias", setting.width) if self.bias else None
+        rows(tape.layer_norm(x, weight, bias, f"normalised {x.label}", setting.chip))
+        return tuple(rows)

@@ -8,7 +8,7 @@ from gptcalc.inventory import Slice, Weight, Weighted
 from gptcalc.spec import Record, Spec
 
 if TYPE_CHECKING:
-    from gptcalc.tape import Op, Setting
+    from gptcalc.tape import Op, Rows, Setting, Tensor
 
 
 class LearnedPositions(Weighted):
@@ -25,9 +25,12 @@ class LearnedPositions(Weighted):
         """0 … T−1, and their rows of the table: (T, D)."""
         from gptcalc import tape
 
-        table = tape.Tensor("position table", (setting.n_ctx, setting.width), setting.dtype)
-        count = tape.whole("aten::arange", (), tape.Tensor("positions", (setting.seq,), "int64"))
-        return count, tape.embedding(count.output, table, setting.seq, "position rows")
+        rows = tape.Rows(setting)
+        table = setting.weight("position table", "weight", setting.n_ctx, setting.width)
+        count = rows(tape.whole("aten::arange", (), tape.Tensor("positions", (setting.seq,), "int64")))
+        rows(tape.embedding(count, table, setting.seq, "position rows"))
+        rows.drop(count)
+        return tuple(rows)
 
 
 class SinusoidalPositions(Weighted):
@@ -55,19 +58,24 @@ class SinusoidalPositions(Weighted):
         waves = made("waves", seq, Dim("2", 2), half)
         # An odd D leaves out the last cosine.
         used = tape.Access(waves, (seq, width), "waves")
-        rows = tape.all_of(made("position rows", seq, width, dtype=setting.dtype))
-        return (
-            tape.whole("aten::arange", (), evens),
-            tape.whole("aten::arange", (), positions),
-            tape.whole("aten::neg", (evens,), negated),
-            tape.whole("aten::div", (negated,), exponents),
-            tape.whole("aten::pow", (exponents,), frequencies),
-            tape.whole("aten::mul", (positions, frequencies), angles),
-            tape.whole("aten::sin", (angles,), sines),
-            tape.whole("aten::cos", (angles,), cosines),
-            tape.whole("aten::stack", (sines, cosines), waves),
-            tape.Op("aten::_to_copy", (used,), (rows,)),
-        )
+        out = tape.all_of(made("position rows", seq, width, dtype=setting.dtype))
+        rows = tape.Rows(setting)
+        rows(tape.whole("aten::arange", (), evens))
+        rows(tape.whole("aten::arange", (), positions))
+        rows(tape.whole("aten::neg", (evens,), negated))
+        rows(tape.whole("aten::div", (negated,), exponents))
+        rows.drop(negated)
+        rows(tape.whole("aten::pow", (exponents,), frequencies))
+        rows.drop(exponents)
+        rows(tape.whole("aten::mul", (positions, frequencies), angles))
+        rows.drop(frequencies)
+        rows(tape.whole("aten::sin", (angles,), sines))
+        rows(tape.whole("aten::cos", (angles,), cosines))
+        rows(tape.whole("aten::stack", (sines, cosines), waves))
+        rows.drop(sines, cosines)
+        rows(tape.Op("aten::_to_copy", (used,), (out,)))
+        rows.drop(evens, positions, angles, waves)
+        return tuple(rows)
 
 
 class Rotary(Record):
@@ -79,3 +87,65 @@ class Rotary(Record):
     theta: float = 10_000.0
     fraction: float = 1.0
     scaling: str | None = None
+
+    def tables(self, setting: "Setting", d_head: int) -> "tuple[tuple[Op, ...], Tensor, Tensor]":
+        """Cosines and sines (T, H) in the compute dtype, made in fp32 by the first layer of a pass for all of them."""
+        from gptcalc import tape
+
+        seq, size = setting.seq, Dim("H", d_head)
+        half = Dim("H/2", size.size // 2)
+
+        def fp32(label: str, *dims: Dim) -> tape.Tensor:
+            return tape.Tensor(label, dims, "fp32")
+
+        evens, exponents, positions = fp32("even features", half), fp32("exponents", half), fp32("positions", seq)
+        powers, inverse, scaled = fp32("powers of θ", half), fp32("inverse powers", half), fp32("frequencies", half)
+        angles, both = fp32("half the angles", seq, half), fp32("angles", seq, size)
+        rows = tape.Rows(setting)
+        rows(tape.whole("aten::arange", (), evens))
+        rows(tape.whole("aten::div", (evens,), exponents))
+        rows.drop(evens)
+        rows(tape.whole("aten::arange", (), positions))
+        rows(tape.whole("aten::pow", (exponents,), powers))
+        rows(tape.whole("aten::reciprocal", (powers,), inverse))
+        rows(tape.whole("aten::mul", (inverse,), scaled))
+        rows.drop(inverse, powers)
+        rows(tape.whole("aten::mul", (positions, scaled), angles))
+        rows.drop(scaled)
+        rows(tape.whole("aten::cat", (angles,), both))
+        cos = self._wave(rows, "cos", both, setting.dtype)
+        sin = self._wave(rows, "sin", both, setting.dtype)
+        rows.drop(exponents, positions, angles, both)
+        return tuple(op._replace(shared=True) for op in rows), cos, sin
+
+    @staticmethod
+    def _wave(rows: "Rows", name: str, angles: "Tensor", dtype: str) -> "Tensor":
+        from gptcalc import tape
+
+        label = {"cos": "cosines", "sin": "sines"}[name]
+        wave = rows(tape.whole(f"aten::{name}", (angles,), angles._replace(label=label)))
+        if dtype == angles.dtype:
+            return wave
+        made = rows(tape.cast(wave, dtype, label))
+        rows.drop(wave)
+        return made
+
+    def rotate(self, setting: "Setting", x: "Tensor", cos: "Tensor", sin: "Tensor") -> "tuple[Op, ...]":
+        """x·cos + rotated(x)·sin, by transformers' convention of halves: (B, T, heads, H) to the same."""
+        from gptcalc import tape
+
+        rows, label = tape.Rows(setting), x.label
+        half = (*x.dims[:-1], Dim("H/2", x.dims[-1].size // 2))
+        halves = [tape.Tensor(f"{which} half of {label}", half, x.dtype) for which in ("first", "second")]
+        cut = tape.split(x, *halves)
+        rows(cut)
+        first, second = (access.tensor for access in cut.writes)
+        along = rows(tape.multiply(x, cos, f"{label}·cos", constant=True))
+        negated = rows(tape.whole("aten::neg", (second,), tape.made(second, f"negated {label}")))
+        turned = rows(tape.whole("aten::cat", (negated, first), tape.made(x, f"turned {label}")))
+        rows.drop(negated)
+        across = rows(tape.multiply(turned, sin, f"{label}·sin", constant=True))
+        rows.drop(turned)
+        rows(tape.add(along, across, f"rotated {label}"))
+        rows.drop(along, across, first, second)
+        return tuple(rows)

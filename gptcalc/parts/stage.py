@@ -3,7 +3,7 @@
 from gptcalc.parts.embedding import TokenEmbedding
 from gptcalc.parts.norm import LayerNorm
 from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
-from gptcalc.tape import Op, Setting, Tape, add, dropout
+from gptcalc.tape import Rows, Setting, Tape, add, dropout
 
 
 def input_stage(
@@ -15,13 +15,19 @@ def input_stage(
     training: bool = False,
 ) -> Tape:
     """Token rows, position rows, their sum; then a norm, where there is one, and dropout in training: (M, D)."""
-    ops: list[Op] = [*embedding.ops(setting, setting.ids)]
+    rows = Rows(setting)
+    rows += embedding.ops(setting.within(embedding.name), setting.ids)
+    x = rows[-1].output
     if positions is not None:
-        rows = ops[-1].output
-        ops += positions.ops(setting)
-        ops.append(add(rows, ops[-1].output, "input vectors"))
+        rows += positions.ops(setting.within(positions.name))
+        both = rows[-1].output, x
+        x = rows(add(x, rows[-1].output, "input vectors"))
+        rows.drop(*both)
     if norm is not None:
-        ops += norm.ops(setting, ops[-1].output)
+        rows += norm.ops(setting.within(norm.name), x)
+        rows.drop(x)
+        x = rows[-1].output
     if training and embedding.dropout:
-        ops.append(dropout(ops[-1].output, f"{ops[-1].output.label} after dropout"))
-    return Tape(tuple(ops), (ops[-1].output,))
+        before, x = x, rows(dropout(x, f"{x.label} after dropout"))
+        rows.drop(before)
+    return Tape(tuple(rows), (x,))

@@ -1,35 +1,43 @@
-"""The tape: one row for each PyTorch op that a part runs, with what it reads and writes.
+"""The rows of a tape: one for each PyTorch op that a part runs, with what it reads, writes and keeps.
 
-An op lists accesses: the tensor, and the elements touched of it (of a token table, the rows that the IDs name). Two
-folds over the rows say how many bytes go through memory: `must_move`, what any implementation moves, and `moves`, what
-torch's eager kernels on CUDA do. `backward` makes the tape of the gradients, by one rule for each kind of op.
+An op lists accesses: the tensor, and the elements touched of it (of a token table, the rows that the IDs name). It
+lists too what autograd keeps of it for the backward pass (`saves`), and which values' last Python reference ends after
+it (`drops`). What its CUDA kernel takes for itself is in `kernels`.
 
 Letters: `M` rows (tokens; B·T), `T` tokens of a sequence, `U` distinct tokens among the M, `P` partial sums.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from gptcalc.formula import Dim, Formula, Product, ordered, product_size
-from gptcalc.units import bytes_of, ceil_div
+from gptcalc.units import bytes_of
 
-#: More IDs than this, and torch sorts them before it adds up their rows [aten/src/ATen/native/cuda/Embedding.cu].
-SORTED_ABOVE = 3072
-#: Rows of one ID that torch adds up in one partial sum [EmbeddingBackwardKernel.cu, NROWS_PER_THREAD].
-ROWS_PER_PARTIAL = 10
 #: Rows of a norm that one SM works on at a time: 16 blocks of 128 threads, 2,048 being the most that an SM holds.
 ROWS_PER_SM = 16
 
-_NOT_DIFFERENTIABLE = ("int64", "bool")
-
 
 class Tensor(NamedTuple):
-    """A value: two are the same storage where all fields are equal."""
+    """A value: two are the same where all fields are equal.
+
+    `name` is that of a parameter, as the inventory has it. A view has the storage of its `base`.
+    """
 
     label: str
     dims: Product
     dtype: str
+    name: str = ""
+    base: "Tensor | None" = None
+
+    @property
+    def owner(self) -> "Tensor":
+        """The value whose storage this one has."""
+        return self if self.base is None else self.base.owner
+
+    @property
+    def bytes(self) -> int:
+        """What its elements take."""
+        return bytes_of(product_size(self.dims), self.dtype)
 
 
 class Access(NamedTuple):
@@ -48,6 +56,10 @@ class Op(NamedTuple):
     """An op by its name in torch; the first tensor written is its output.
 
     `again` is what torch's CUDA kernel moves beyond reading each input and writing each output once; `why` says so.
+    Outputs that are views take no memory. Inputs that are `viewed` are read through a view (a reshape, a transpose), so
+    that their gradients arrive as views, into which autograd adds no other gradient in place. Outputs beside the first
+    that the caller holds on to are `handed`. What a `shared` op makes is there for all layers that come after. An
+    attention kernel may drop out some weights (`drops_out`). `where` is the path of the module that runs the op.
     """
 
     name: str
@@ -55,6 +67,13 @@ class Op(NamedTuple):
     writes: tuple[Access, ...]
     again: tuple[Access, ...] = ()
     why: str = ""
+    saves: tuple[Tensor, ...] = ()
+    drops: tuple[Tensor, ...] = ()
+    viewed: tuple[Tensor, ...] = ()
+    handed: tuple[Tensor, ...] = ()
+    shared: bool = False
+    drops_out: bool = False
+    where: str = ""
 
     @property
     def output(self) -> Tensor:
@@ -69,18 +88,6 @@ class Tape(NamedTuple):
     results: tuple[Tensor, ...]
 
 
-class Traffic(NamedTuple):
-    """One term of the bytes that go through memory."""
-
-    label: str
-    formula: Formula
-
-    @property
-    def bytes(self) -> int:
-        """The exact number."""
-        return self.formula.value
-
-
 class Chip(NamedTuple):
     """What decides whether a second read comes from memory: the last cache in bytes, and the number of SMs."""
 
@@ -91,7 +98,10 @@ class Chip(NamedTuple):
 class Setting(NamedTuple):
     """What a tape speaks of: M rows of T tokens a sequence, width D, tables V and C, and the U rows that IDs name.
 
-    Without a `chip`, all that is read again is counted as if it came from memory: an upper bound.
+    Without a `chip`, all that is read again is counted as if it came from memory: an upper bound. Memory needs more:
+    the `batch` (B), the path of the module (`where`), whether it is `training`, the kernel of `attention`, whether the
+    layer is the `first` one of the pass, and in a decode step how many tokens are `cached`, in which dtype. With
+    `worst_routing` the tokens of a mixture all go to the same experts, else to all experts evenly.
     """
 
     rows: Dim
@@ -102,50 +112,75 @@ class Setting(NamedTuple):
     unique: Dim
     dtype: str
     chip: Chip | None = None
+    batch: Dim | None = None
+    where: str = ""
+    training: bool = False
+    attention: str = ""
+    first: bool = True
+    worst_routing: bool = False
+    cached: Dim | None = None
+    kv_dtype: str = ""
+
+    @property
+    def tokens(self) -> Product:
+        """The axes before the width: (B, T), or the M rows of which no more is known."""
+        return (self.rows,) if self.batch is None else (self.batch, self.seq)
 
     @property
     def ids(self) -> Tensor:
         """Token IDs (M); torch wants int64."""
-        return Tensor("token IDs", (self.rows,), "int64")
+        return Tensor("token IDs", self.tokens, "int64")
 
     @property
     def x(self) -> Tensor:
         """Vectors (M, D)."""
-        return Tensor("x", (self.rows, self.width), self.dtype)
+        return Tensor("x", (*self.tokens, self.width), self.dtype)
+
+    def within(self, name: str) -> Self:
+        """The setting inside the child module `name`."""
+        return self._replace(where=f"{self.where}.{name}".strip(".")) if name else self
+
+    def weight(self, label: str, name: str, *dims: Dim) -> Tensor:
+        """The module's parameter `name`."""
+        return Tensor(label, dims, self.dtype, f"{self.where}.{name}".strip("."))
 
 
-# --- The two folds ---------------------------------------------------------------------------------------------------
+@runtime_checkable
+class Runs(Protocol):
+    """A part that lists its ops: vectors in, vectors out."""
+
+    def ops(self, setting: Setting, x: Tensor) -> tuple[Op, ...]:
+        """The rows that turn x into the last one's output."""
 
 
-def must_move(tape: Tape) -> tuple[Traffic, ...]:
-    """What any implementation moves: each tensor that no op here made, read once; each result, written once."""
-    made = {access.tensor for op in tape.ops for access in op.writes}
-    given: dict[Tensor, Access] = {}
-    for access in (access for op in tape.ops for access in op.reads if access.tensor not in made):
-        known = given.get(access.tensor, access)
-        given[access.tensor] = max(known, access, key=lambda one: product_size(one.touched))
-    reads = [Traffic(f"read {access.label}", access.formula()) for access in given.values()]
-    writes = [Traffic(f"write {result.label}", all_of(result).formula()) for result in tape.results if result in made]
-    return (*reads, *writes)
+def ops_of(part: object, setting: Setting, x: Tensor) -> tuple[Op, ...]:
+    """The rows of a part, inside the module that it is in."""
+    if not isinstance(part, Runs):
+        raise TypeError(f"a {type(part).__name__} lists no ops")
+    return part.ops(setting.within(getattr(part, "name", "")), x)
 
 
-def moves(tape: Tape) -> tuple[Traffic, ...]:
-    """What torch's eager kernels on CUDA move: every access of every op, and what they read and write again.
-
-    An upper bound: what one op writes and the next one reads is counted twice, though a small tensor stays in cache.
-    """
-    counts = Counter(
-        (f"{op.name.removeprefix('aten::')}: {verb} {access.label}", access)
-        for op in tape.ops
-        for verb, accesses in (("read", op.reads), ("write", op.writes), ("again", op.again))
-        for access in accesses
-    )
-    return tuple(Traffic(label, access.formula(count)) for (label, access), count in counts.items())
+def result(rows: Iterable[Op]) -> Tensor:
+    """What rows are run for: the output of the last one that has any."""
+    return [op for op in rows if op.writes][-1].output
 
 
-def reasons(tape: Tape) -> str:
-    """Why the kernels move more than they must, each reason once."""
-    return " ".join(dict.fromkeys(op.why for op in tape.ops if op.why))
+class Rows(list[Op]):
+    """The rows of a module under way: called with an op, it gives the op's output."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Start with none."""
+        super().__init__()
+        self.where = setting.where
+
+    def __call__(self, op: Op) -> Tensor:
+        """Append a row of this module."""
+        self.append(op if op.where else op._replace(where=self.where))
+        return op.output
+
+    def drop(self, *values: Tensor) -> None:
+        """The last Python references to `values` end here, after the last row."""
+        self[-1] = self[-1]._replace(drops=(*self[-1].drops, *values))
 
 
 # --- Rows: one function for each kind of op --------------------------------------------------------------------------
@@ -165,36 +200,54 @@ def embedding(ids: Tensor, table: Tensor, unique: Dim, label: str) -> Op:
     """Rows of `table` (…, D) by `ids`, of which `unique` are distinct: a repeated row comes from cache."""
     width = table.dims[-1]
     touched = Access(table, (unique, width), f"distinct rows of the {table.label}")
-    return Op("aten::embedding", (all_of(ids), touched), (all_of(Tensor(label, (*ids.dims, width), table.dtype)),))
+    out = all_of(Tensor(label, (*ids.dims, width), table.dtype))
+    return Op("aten::embedding", (all_of(ids), touched), (out,), saves=(ids,))
 
 
 def add(x: Tensor, other: Tensor, label: str) -> Op:
     """The sum, in the shape of x; an `other` of fewer rows is added to every sequence."""
-    return whole("aten::add", (x, other), x._replace(label=label))
+    return whole("aten::add", (x, other), made(x, label))
 
 
 def scale(x: Tensor, label: str) -> Op:
     """Multiply x by a number."""
-    return whole("aten::mul", (x,), x._replace(label=label))
+    return whole("aten::mul", (x,), made(x, label))
+
+
+def multiply(x: Tensor, other: Tensor, label: str, *, constant: bool = False) -> Op:
+    """The product, element by element, of x's shape; a `constant` other needs no gradient: x is not kept for it.
+
+    Of two dtypes the result has the wider one.
+    """
+    dtype = max(x.dtype, other.dtype, key=lambda dtype: bytes_of(1, dtype))
+    op = whole("aten::mul", (x, other), made(x, label, dtype=dtype))
+    return op._replace(saves=(other,) if constant else (other, x))
 
 
 def dropout(x: Tensor, label: str) -> Op:
     """Zero some elements and keep which, a byte each."""
     kept = Tensor(f"mask of {label}", x.dims, "bool")
-    return whole("aten::native_dropout", (x,), x._replace(label=label), kept)
+    return whole("aten::native_dropout", (x,), made(x, label), kept)._replace(saves=(kept,))
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, label: str, chip: Chip | None) -> Op:
     """LayerNorm over D; mean and 1/σ of each row are kept in fp32 for the backward pass."""
     learned = (weight,) if bias is None else (weight, bias)
     stats = (_stat("mean", x), _stat("1/σ", x))
-    return _read_twice(whole("aten::native_layer_norm", (x, *learned), x._replace(label=label), *stats), x, chip)
+    op = whole("aten::native_layer_norm", (x, *learned), made(x, label), *stats)
+    return _read_twice(op._replace(saves=(x, *stats)), x, chip)
 
 
 def rms_norm(x: Tensor, weight: Tensor, label: str, chip: Chip | None) -> Op:
     """RMSNorm over D, as torch's fused kernel for CUDA has it; 1/rms of each row is kept in fp32."""
-    op = whole("aten::_fused_rms_norm", (x, weight), x._replace(label=label), _stat("1/rms", x))
-    return _read_twice(op, x, chip)
+    stat = _stat("1/rms", x)
+    op = whole("aten::_fused_rms_norm", (x, weight), made(x, label), stat)
+    return _read_twice(op._replace(saves=(x, stat)), x, chip)
+
+
+def made(like: Tensor, label: str, *dims: Dim, dtype: str = "") -> Tensor:
+    """A new value, of the dims and dtype of another where no others are given."""
+    return Tensor(label, dims or like.dims, dtype or like.dtype)
 
 
 def _stat(name: str, x: Tensor) -> Tensor:
@@ -215,120 +268,161 @@ def _read_twice(op: Op, x: Tensor, chip: Chip | None) -> Op:
     return op._replace(again=(all_of(x),), why=why)
 
 
-# --- Backward: one rule for each kind of op --------------------------------------------------------------------------
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, transposed: bool = False) -> Op:
+    """A matrix product: with a bias `addmm`, without one `mm`; the input is kept, the output is not.
 
-#: The rows that a rule adds, and the gradient of each input that it found.
-_Found = tuple[tuple[Op, ...], dict[Tensor, Tensor]]
-
-
-def gradient(tensor: Tensor) -> Tensor:
-    """The gradient of a tensor: of its shape, in its dtype."""
-    return tensor._replace(label=f"gradient of {tensor.label}")
-
-
-def backward(tape: Tape) -> Tape:
-    """The gradients of all that was given, from that of the results: the rows in reverse, each by its rule.
-
-    Raises a `TypeError` for an op without a rule, and where two ops read one tensor that needs a gradient.
+    A weight (out, in) is read through its transpose, an input of more than two axes through a view of two.
     """
-    needs = _needing_gradients(tape)
-    grads = {result: gradient(result) for result in tape.results if result in needs}
-    ops: list[Op] = []
-    for op in reversed(tape.ops):
-        if op.output not in grads:
-            continue
-        if op.name not in _RULES:
-            raise TypeError(f"{op.name} has no backward rule")
-        rows, found = _RULES[op.name](op, grads[op.output])
-        for tensor in found.keys() & grads:
-            raise TypeError(f"two ops read {tensor.label}: no rule adds their gradients")
-        kept = {tensor: grad for tensor, grad in found.items() if tensor in needs}
-        ops += [row for row in rows if row.output in kept.values()]
-        grads |= kept
-    given = needs - {access.tensor for op in tape.ops for access in op.writes}
-    return Tape(tuple(ops), tuple(grad for tensor, grad in _in_order(tape, grads) if tensor in given))
+    learned = (weight,) if bias is None else (weight, bias)
+    viewed = ((x,) if len(x.dims) > 2 else ()) + (() if transposed else (weight,))
+    op = whole("aten::mm" if bias is None else "aten::addmm", (x, *learned), out)
+    return op._replace(saves=(x,), viewed=viewed)
 
 
-def _needing_gradients(tape: Tape) -> set[Tensor]:
-    """Numbers that were given, and the outputs that were made of them."""
-    made = {access.tensor for op in tape.ops for access in op.writes}
-    needs: set[Tensor] = set()
-    for op in tape.ops:
-        read = {access.tensor for access in op.reads}
-        needs |= {tensor for tensor in read - made if tensor.dtype not in _NOT_DIFFERENTIABLE}
-        if read & needs:
-            needs.add(op.output)
-    return needs
+#: What each activation keeps: its input, or its output.
+_KEEPS_OUTPUT = ("relu",)
 
 
-def _in_order(tape: Tape, grads: dict[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Gradients in the order in which the forward pass first reads their tensors."""
-    read = dict.fromkeys(access.tensor for op in tape.ops for access in op.reads)
-    return [(tensor, grads[tensor]) for tensor in read if tensor in grads]
+def activation(name: str, x: Tensor, label: str) -> Op:
+    """One elementwise kernel: `gelu` (erf or tanh), `silu`, `relu`."""
+    op = whole(f"aten::{name}", (x,), made(x, label))
+    return op._replace(saves=(op.output,) if name in _KEEPS_OUTPUT else (x,))
 
 
-def _embedding_backward(op: Op, dy: Tensor) -> _Found:
-    ids, touched = op.reads
-    table = gradient(touched.tensor)
-    again, why = _adding_rows(ids.tensor, touched, table)
-    row = Op("aten::embedding_dense_backward", (all_of(dy), ids), (all_of(table),), again, why)
-    return (row,), {touched.tensor: table}
+def log_softmax(x: Tensor, label: str) -> Op:
+    """The logarithm of softmax over the last axis; its output is kept."""
+    op = whole("aten::_log_softmax", (x,), made(x, label))
+    return op._replace(saves=(op.output,))
 
 
-def _adding_rows(ids: Tensor, touched: Access, table: Tensor) -> tuple[tuple[Access, ...], str]:
-    """What follows the zero fill of the dense gradient: the rows that IDs name are added up into it."""
-    n_ids, (unique, width) = product_size(ids.dims), touched.touched
-    rows = Access(table, touched.touched, f"distinct rows of the {table.label}")
-    if n_ids <= SORTED_ABOVE:
-        return (rows, rows), (
-            "torch fills the dense gradient with zeros, then reads and writes the rows that IDs name"
-            f" (up to {SORTED_ABOVE:,} IDs; Embedding.cu)."
-        )
-    # A token that is named n times has ⌈n/10⌉ partial sums.
-    partial = Dim("P", unique.size + (n_ids - unique.size) // ROWS_PER_PARTIAL)
-    sums = all_of(Tensor("partial sums", (partial, width), "fp32"))
-    # cub's radix sort reads and writes key and value once for each 8 bits of the largest ID.
-    passes = max(ceil_div((table.dims[0].size - 1).bit_length(), 8), 1)
-    order = all_of(Tensor("sorted IDs and their order", ids.dims, "int64"))
-    return (rows, sums, sums, *[order] * (4 * passes)), (
-        "torch fills the dense gradient with zeros, sorts the IDs, writes partial sums of at most 10 rows in fp32,"
-        f" reads them, and writes the rows that IDs name (above {SORTED_ABOVE:,} IDs; EmbeddingBackwardKernel.cu);"
-        " the partial sums are counted at most."
-    )
+def nll_loss(scores: Tensor, targets: Tensor, label: str) -> Op:
+    """The mean of the targets' negated scores, and the weight that it was divided by."""
+    weight = Tensor("total weight of the targets", (), scores.dtype)
+    op = whole("aten::nll_loss_forward", (scores, targets), Tensor(label, (), scores.dtype), weight)
+    return op._replace(saves=(scores, targets, weight))
 
 
-def _add_backward(op: Op, dy: Tensor) -> _Found:
-    x, other = (access.tensor for access in op.reads)
-    if other.dims == x.dims:
-        return (), {x: dy, other: dy}
-    return (whole("aten::sum", (dy,), gradient(other)),), {x: dy, other: gradient(other)}
+def split(x: Tensor, *parts: Tensor) -> Op:
+    """Views of x side by side; their gradients are put together in one new tensor."""
+    return whole("aten::split_with_sizes", (x,), *(part._replace(base=x) for part in parts))
 
 
-def _scale_backward(op: Op, dy: Tensor) -> _Found:
-    x = op.reads[0].tensor
-    return (whole("aten::mul", (dy,), gradient(x)),), {x: gradient(x)}
+def cast(x: Tensor, dtype: str, label: str) -> Op:
+    """A copy in another dtype."""
+    return whole("aten::_to_copy", (x,), made(x, label, dtype=dtype))
 
 
-def _dropout_backward(op: Op, dy: Tensor) -> _Found:
-    x, mask = op.reads[0].tensor, op.writes[1].tensor
-    return (whole("aten::native_dropout_backward", (dy, mask), gradient(x)),), {x: gradient(x)}
+def attention(  # noqa: PLR0913, PLR0917  what the kernel is given
+    backend: str, query: Tensor, key: Tensor, value: Tensor, label: str, lse: Tensor, seeds: Iterable[Tensor]
+) -> Op:
+    """One fused kernel: the output, the logarithm of each softmax's sum in fp32, and the state of the dropout."""
+    written = (made(query, label), lse, *seeds)
+    op = whole(f"aten::_scaled_dot_product_{backend}_attention", (query, key, value), *written)
+    return op._replace(saves=(key, query, value, lse, op.output, *written[2:]))
 
 
-def _norm_backward(op: Op, dy: Tensor) -> _Found:
-    """One kernel for the gradient of x, a second one for those of weight and bias."""
-    x, weight, *bias = (access.tensor for access in op.reads)
-    stats = [access.tensor for access in op.writes[1:]]
-    grads = {tensor: gradient(tensor) for tensor in (x, weight, *bias)}
-    why = "torch's norms sum the gradient of their weights in a second kernel, which reads dy and x again."
-    row = whole(f"{op.name}_backward", (dy, x, *stats, weight), *grads.values())
-    return (row._replace(again=tuple(map(all_of, (dy, x, *stats))), why=why),), grads
+def project(  # noqa: PLR0913  a layer's form
+    setting: Setting, rows: Rows, name: str, x: Tensor, out: Tensor, *, bias: bool, transposed: bool = False
+) -> Tensor:
+    """The linear layer `name` of a module: (…, in) to the shape of `out`; its weight is (out, in), or `transposed`."""
+    inside, n_axes = setting.within(name), len(setting.tokens)
+    ins, outs = x.dims[n_axes:], out.dims[n_axes:]
+    weight = inside.weight(f"{name} weight", "weight", *((*ins, *outs) if transposed else (*outs, *ins)))
+    shift = inside.weight(f"{name} bias", "bias", *outs) if bias else None
+    return rows(linear(x, weight, shift, out, transposed=transposed))
 
 
-_RULES: dict[str, Callable[[Op, Tensor], _Found]] = {
-    "aten::embedding": _embedding_backward,
-    "aten::add": _add_backward,
-    "aten::mul": _scale_backward,
-    "aten::native_dropout": _dropout_backward,
-    "aten::native_layer_norm": _norm_backward,
-    "aten::_fused_rms_norm": _norm_backward,
-}
+def leave(*values: Tensor) -> Op:
+    """A function returns: the last references to `values` end, and nothing runs."""
+    return Op("return", (), (), drops=values)
+
+
+# --- Routing: what a mixture of experts runs beside its products ------------------------------------------------------
+
+
+def view(x: Tensor, label: str, *dims: Dim) -> Op:
+    """All of x in another shape: `x.view`."""
+    return whole("aten::view", (x,), Tensor(label, dims or x.dims, x.dtype, base=x))
+
+
+def softmax(x: Tensor, label: str) -> Op:
+    """Shares that sum to one over the last axis; its output is kept."""
+    op = whole("aten::_softmax", (x,), made(x, label))
+    return op._replace(saves=(op.output,))
+
+
+def topk(x: Tensor, n: Dim, label: str, chosen: str) -> Op:
+    """The `n` largest of the last axis, and which they are; the latter are kept, and the caller is handed both."""
+    dims = (*x.dims[:-1], n)
+    places = Tensor(chosen, dims, "int64")
+    return whole("aten::topk", (x,), made(x, label, *dims), places)._replace(saves=(places,), handed=(places,))
+
+
+def argsort(x: Tensor, label: str) -> Op:
+    """The order of the integers x, all in one row; the sorted ones are made too, and thrown away."""
+    return whole("aten::sort", (x,), made(x, label), made(x, f"sorted {x.label}"))
+
+
+def total(x: Tensor, label: str) -> Op:
+    """The sum over the last axis, which is left with one element."""
+    return whole("aten::sum", (x,), Tensor(label, x.dims[:-1], x.dtype))
+
+
+def divide(x: Tensor, other: Tensor, label: str) -> Op:
+    """The quotient, of x's shape; both are kept."""
+    return whole("aten::div", (x, other), made(x, label))._replace(saves=(other, x))
+
+
+def gather(x: Tensor, places: Tensor, out: Tensor) -> Op:
+    """`x[places]` in the shape of `out`: rows of x by integers, which are kept."""
+    reads = (Access(x, out.dims, f"the rows of {x.label} that {places.label} name"), all_of(places))
+    return Op("aten::index", reads, (all_of(out),), saves=(places,))
+
+
+def scatter_add(onto: Tensor, places: Tensor, x: Tensor, label: str) -> Op:
+    """`onto.index_add(0, places, x)`: a copy of `onto` to whose rows those of x are added; x is kept for its shape."""
+    return whole("aten::index_add", (onto, places, x), made(onto, label))._replace(saves=(places, x))
+
+
+def unbind(x: Tensor, *parts: Tensor) -> Op:
+    """Views of x along its first axis; their gradients are stacked in one new tensor."""
+    return whole("aten::unbind", (x,), *(part._replace(base=x) for part in parts))
+
+
+def join(parts: Iterable[Tensor], out: Tensor) -> Op:
+    """A new tensor of the parts, one after the other."""
+    return whole("aten::cat", parts, out)
+
+
+# --- Attention written out -------------------------------------------------------------------------------------------
+
+
+def copied_back(x: Tensor, label: str) -> Op:
+    """A view of x with its axes in another order: its gradient has no strides in the shape of x, and is copied."""
+    return whole("aten::transpose", (x,), Tensor(label, x.dims, x.dtype, base=x))
+
+
+def clone(x: Tensor, label: str, *dims: Dim) -> Op:
+    """A copy of x that is dense in the order of `dims`."""
+    return whole("aten::clone", (x,), made(x, label, *dims))
+
+
+def repeat(x: Tensor, label: str, *dims: Dim) -> Op:
+    """A copy of x with each head repeated; its gradient is a sum."""
+    return whole("aten::repeat_interleave", (x,), made(x, label, *dims))
+
+
+def bmm(x: Tensor, other: Tensor, out: Tensor) -> Op:
+    """A product of matrices for each sequence and head; both factors are kept, and read through views."""
+    return whole("aten::bmm", (x, other), out)._replace(saves=(x, other), viewed=(x, other))
+
+
+def add_in_place(x: Tensor, other: Tensor, label: str) -> Op:
+    """The sum, in the storage of x."""
+    return whole("aten::add_", (x, other), Tensor(label, x.dims, x.dtype, base=x))
+
+
+def safe_softmax(x: Tensor, zero: Tensor, hidden: Tensor, shares: Tensor, label: str) -> Op:
+    """Zeros in rows of x that are all `hidden`, else the `shares`; the output alone is kept."""
+    op = whole("aten::_safe_softmax", (x, hidden, zero, shares), made(x, label))
+    return op._replace(saves=(op.output,))

@@ -1,0 +1,183 @@
+"""What is alive at an instant: tensors by kind and component, each with its op, its formula and why it is there."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
+
+from gptcalc.formula import Dim, Formula, Product, ordered
+from gptcalc.inventory import Slice, Weight, inventory
+from gptcalc.ledger.components import COMPONENTS
+from gptcalc.ledger.reasons import KIND_REASONS, why
+from gptcalc.parts.block import Block
+from gptcalc.spec import Spec
+from gptcalc.tape.record import Slot
+from gptcalc.tape.replay import Place, Recording, alive_at, kind_of
+from gptcalc.units import bytes_of
+
+#: What a tensor is for, in the order in which tables list it.
+Kind = Literal[
+    "weights", "gradients", "optimizer", "kv_cache", "inputs", "activations", "logits", "temporary", "workspace"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Held(NamedTuple):
+    """Equal tensors that are alive at the peak: one, or one of each of several layers.
+
+    `op` made them; `formula` is the bytes of all of them together.
+    """
+
+    key: str
+    label: str
+    kind: Kind
+    component: str
+    op: str
+    dtype: str
+    formula: Formula
+    tensors: int
+    why: str
+    source: str
+
+    @property
+    def amount(self) -> int:
+        """Bytes requested for all of them."""
+        return self.formula.value
+
+
+class Line(NamedTuple):
+    """Tensors of one kind and component: the sum of their `Held`."""
+
+    key: str
+    label: str
+    kind: Kind
+    component: str
+    formula: Formula
+    tensors: int
+    why: str
+    source: str
+
+    @property
+    def amount(self) -> int:
+        """Bytes requested."""
+        return self.formula.value
+
+
+class _Alive(NamedTuple):
+    """A storage with how many there are of it, and the inventory's row where it is a weight or of a weight's size."""
+
+    slot: Slot
+    kind: Kind
+    tensors: int
+    row: Weight | None
+
+    @property
+    def parts(self) -> tuple[Slice, ...]:
+        """The components that it holds side by side."""
+        return self.row.slices if self.row is not None and self.slot.tensor.dims else ()
+
+
+class Alive:
+    """The tensors of a model that are alive at an instant of a run."""
+
+    def __init__(self, spec: Spec, recording: Recording, place: Place, *, keeps: bool) -> None:
+        """`keeps` says whether autograd keeps values, as in training; in inference all of them are activations."""
+        rows = {row.name: row for row in inventory(spec)}
+        self.spec = spec
+        self._components = components(spec)
+        found = [
+            _Alive(slot, kind_in(kind_of(slot), keeps=keeps), tensors, rows.get(slot.tensor.name))
+            for slot, tensors in alive_at(recording, place)
+        ]
+        self._found = sorted(found, key=lambda one: KINDS.index(one.kind))
+
+    def held(self) -> Iterator[Held]:
+        """Every kind of tensor, in the order of kinds."""
+        seen: Counter[str] = Counter()
+        layers = f"{self.spec.trunk}.{self.spec.layers_name}.{{}}."
+        for one in self._found:
+            slot, tensor = one.slot, one.slot.tensor
+            path = tensor.name or f"{slot.where}.{tensor.label}".strip(".")
+            key = f"{one.kind}.{path.replace(layers, 'layers.')}"
+            seen[key] += 1
+            reason, source = why(one.kind, slot)
+            yield Held(
+                key=key if seen[key] == 1 else f"{key}#{seen[key]}",
+                label=tensor.label,
+                kind=one.kind,
+                component=self._component(one),
+                op=slot.op,
+                dtype=tensor.dtype,
+                formula=self._formula(one, [part.product for part in one.parts] or [tensor.dims]),
+                tensors=one.tensors,
+                why=reason,
+                source=source,
+            )
+
+    def lines(self) -> Iterator[Line]:
+        """By kind and component; a fused weight is cut into the components that it holds."""
+        groups: dict[tuple[Kind, str], list[tuple[Formula, _Alive]]] = {}
+        for one in self._found:
+            for part in one.parts:
+                groups.setdefault((one.kind, part.component), []).append((self._formula(one, [part.product]), one))
+            if not one.parts:
+                formula = self._formula(one, [one.slot.tensor.dims])
+                groups.setdefault((one.kind, self._component(one)), []).append((formula, one))
+        for (kind, component), found in groups.items():
+            yield Line(
+                key=f"{kind}.{component}",
+                label=COMPONENTS[component].label if component in COMPONENTS else component,
+                kind=kind,
+                component=component,
+                formula=_sum(formula for formula, _ in found),
+                tensors=sum(one.tensors for _, one in found),
+                why=KIND_REASONS[kind],
+                source=why(kind, found[0][1].slot)[1],
+            )
+
+    def _component(self, one: _Alive) -> str:
+        """A weight's component in the parameter ledger; else the part that the tensor's op belongs to."""
+        if one.row is not None and len(one.row.slices) == 1:
+            return one.row.slices[0].component
+        path = one.slot.tensor.name or one.slot.where
+        while path not in self._components:
+            path = path.rpartition(".")[0]
+        return self._components[path]
+
+    def _formula(self, one: _Alive, products: Sequence[Product]) -> Formula:
+        """The bytes of all copies of `products`."""
+        each, n_layers = bytes_of(1, one.slot.tensor.dtype), self.spec.n_layers
+        copies, among = ((Dim("L", n_layers),), 1) if one.tensors == n_layers > 1 else ((), one.tensors)
+        return _sum(Formula(((each * among, ordered((*copies, *product))),)) for product in products)
+
+
+def _sum(formulas: Iterable[Formula]) -> Formula:
+    """One formula, terms of equal dims added."""
+    terms: Counter[Product] = Counter()
+    for formula in formulas:
+        for size, product in formula.terms:
+            terms[product] += size
+    return Formula(tuple((size, product) for product, size in terms.items()))
+
+
+def kind_in(kind: str, *, keeps: bool) -> Kind:
+    """The kind of a storage as it is reported: where autograd keeps nothing, every value is an activation."""
+    reported = "activations" if kind == "temporary" and not keeps else kind
+    return next(known for known in KINDS if known == reported)
+
+
+def components(spec: Spec) -> dict[str, str]:
+    """What the module at each path is part of."""
+    trunk, layers = spec.trunk, f"{spec.trunk}.{spec.layers_name}.{{}}"
+    found = {"": "input", trunk: "residual stream", layers: "residual stream", "loss": "loss"}
+    found[f"{trunk}.{spec.embedding.name}"] = "embedding"
+    if spec.positions is not None:
+        found[f"{trunk}.{spec.positions.name}"] = "positions"
+    if spec.final_norm is not None:
+        found[f"{trunk}.{spec.final_norm.name}"] = "norms"
+    found[spec.unembedding.name] = "unembedding"
+    for block in (group.block for group in spec.layers):
+        if isinstance(block, Block):
+            parts = (block.attention_norm, block.attention, block.mlp_norm, block.mlp)
+            for part, what in zip(parts, ("norms", "attention", "norms", "MLP"), strict=True):
+                found[f"{layers}.{part.name}"] = what
+    return found

@@ -1,0 +1,198 @@
+"""Memory: what is alive on one device at the peak of a training step and of inference, and at which moment.
+
+The parts' tapes are recorded as a user's loop runs them (`ledger.step`), folded over the layers and replayed through
+torch's allocator (`tape.replay`). The second step is the answer: then the optimizer's states exist.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from gptcalc.allocator import Figures
+from gptcalc.errors import InvalidValueError
+from gptcalc.ledger.alive import Alive, Held, Kind, Line, kind_in
+from gptcalc.ledger.reasons import mode_notes
+from gptcalc.ledger.step import inference, training
+from gptcalc.optimizers import optimizer
+from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.parts.block import Block
+from gptcalc.parts.mlp import MixtureMLP
+from gptcalc.plan import Plan
+from gptcalc.spec import Spec
+from gptcalc.tape.kernels import Choice, CudaKernels, Heads, choose_attention, target, torch_version
+from gptcalc.tape.replay import Fold, Folded, Recording, fold, replay
+from gptcalc.units import GIB, format_bytes, format_count
+
+ModeName = Literal["training", "inference"]
+
+
+class Phase(NamedTuple):
+    """`forward`, `backward`, `optimizer`, or `prefill`, `decode`: each figure its own maximum over the phase.
+
+    `moment` says when the requested peak is: an op, and the layer that it is in (`layer 11: softmax`).
+    """
+
+    name: str
+    figures: Figures
+    moment: str
+
+
+class Point(NamedTuple):
+    """A stretch of the step (`layer 3`, `loss`), and what is alive where most is, by kind: in the order of time."""
+
+    phase: str
+    label: str
+    alive: dict[Kind, int]
+
+    @property
+    def requested(self) -> int:
+        """Bytes requested at the stretch's own peak."""
+        return sum(self.alive.values())
+
+
+class Mode(NamedTuple):
+    """One mode's answer. `phase`, `moment`, `lines` and `held` are those of the instant of the requested peak.
+
+    `persistent` is what stays between steps (weights, optimizer states, inputs, workspaces; the KV cache).
+    `device` is the range that nvidia-smi may show. `attention` is the backend and the reason for it.
+    """
+
+    name: ModeName
+    totals: Figures
+    phase: str
+    moment: str
+    phases: tuple[Phase, ...]
+    persistent: Figures
+    lines: tuple[Line, ...]
+    held: tuple[Held, ...]
+    timeline: tuple[Point, ...]
+    tokens: int
+    device: tuple[int, int]
+    attention: tuple[str, str]
+    notes: tuple[str, ...]
+
+
+class Memory(NamedTuple):
+    """The modes that were asked for."""
+
+    spec: Spec
+    plan: Plan
+    modes: tuple[Mode, ...]
+
+
+# --- The answer ------------------------------------------------------------------------------------------------------
+
+#: Every layer is replayed; more take minutes.
+MOST_LAYERS = 10_000
+#: Context and kernels outside the allocator, on one device, in bytes: lazily loaded, and what grows from there.
+CONTEXT = (int(0.45 * GIB), int(0.6 * GIB))
+#: What the stages of the last step are called; `end` only frees.
+PHASES: dict[ModeName, tuple[str, ...]] = {
+    "training": ("forward", "backward", "optimizer"),
+    "inference": ("prefill", "decode"),
+}
+
+
+def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
+    """What each of `modes` takes at its peak. Raises `InvalidValueError` for what torch does not have."""
+    chip, torch = target(plan.target), torch_version(plan.torch)
+    if spec.n_layers > MOST_LAYERS:
+        raise InvalidValueError(
+            f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
+        )
+    return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
+
+
+def record(  # noqa: PLR0913  what a run depends on
+    name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels | None, *, n_steps: int = 2, worst: bool = False
+) -> Recording:
+    """The run of a mode; without `kernels` only what the callers of the ops see."""
+    backends = [choice.backend for choice in attention_choices(spec, plan, training=name == "training")]
+    if name == "inference":
+        return inference(spec, plan, backends, kernels, worst=worst)
+    update = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, torch_version(plan.torch))
+    return training(spec, plan, backends, update, kernels, n_steps=n_steps, worst=worst)
+
+
+def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice, ...]:
+    """The attention kernel of each group of layers."""
+    chip, torch = target(plan.target), torch_version(plan.torch)
+    found = []
+    for group in spec.layers:
+        part = group.block.attention if isinstance(group.block, Block) else None
+        if not isinstance(part, MultiHeadAttention):
+            raise InvalidValueError(f"memory: read a block of kind {group.block.kind!r}, whose ops are not known")
+        dropout = part.dropout if training else 0.0
+        heads = Heads(part.n_heads, part.n_kv_heads, part.d_head, dropout, plan.precision, training)
+        found.append(choose_attention(plan.attention, heads, chip, torch))
+    return tuple(found)
+
+
+def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
+    recording = record(name, spec, plan, kernels)
+    stages = recording.record.stages
+    n_last = len(PHASES[name]) + (name == "training")
+    last = range(len(stages) - n_last, len(stages))
+    folded, blocks = fold(recording, last), replay(recording, expandable=plan.expandable_segments)
+    phases = tuple(
+        Phase(stages[stage].name, _figures(folded, blocks[stage][0], stage), _moment(recording, folded.peak([stage])))
+        for stage in last
+        if stages[stage].name in PHASES[name]
+    )
+    peak = folded.peak(last)
+    alive = Alive(spec, recording, peak.place, keeps=name == "training")
+    choices = tuple(dict.fromkeys(attention_choices(spec, plan, training=name == "training")))
+    totals = Figures(*(max(figures) for figures in zip(*(phase.figures for phase in phases), strict=True)))
+    return Mode(
+        name=name,
+        totals=totals,
+        phase=stages[peak.place.stage].name,
+        moment=_moment(recording, peak),
+        phases=phases,
+        persistent=blocks[-1][1],
+        lines=tuple(alive.lines()),
+        held=tuple(alive.held()),
+        timeline=tuple(_points(recording, folded, name)),
+        tokens=plan.batch * plan.seq,
+        device=(totals.reserved + CONTEXT[0], totals.reserved + CONTEXT[1]),
+        attention=(", ".join(choice.backend for choice in choices), "; ".join(choice.reason for choice in choices)),
+        notes=(*_routing(name, spec, plan, kernels), *mode_notes(spec, [choice.backend for choice in choices])),
+    )
+
+
+def _routing(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Iterator[str]:
+    """What a mixture takes at most, where its tokens all go to the same experts."""
+    if not any(isinstance(group.block, Block) and isinstance(group.block.mlp, MixtureMLP) for group in spec.layers):
+        return
+    recording = record(name, spec, plan, kernels, worst=True)
+    n_stages = len(recording.record.stages)
+    last = range(n_stages - len(PHASES[name]) - (name == "training"), n_stages)
+    most = fold(recording, last).peak(last).requested
+    yield (
+        f"experts see B·T·k rows in all, spread evenly here; where all tokens go to the same k experts,"
+        f" {format_count(most)} bytes ({format_bytes(most)}) are requested at the peak"
+    )
+
+
+def _figures(folded: Fold, blocks: Figures, stage: int) -> Figures:
+    """Requested and rounded bytes by the fold, allocated and reserved by the replay."""
+    return blocks._replace(requested=folded.peak([stage]).requested, rounded=folded.rounded[stage])
+
+
+def _moment(recording: Recording, peak: Folded) -> str:
+    place = peak.place
+    run = list(recording.runs(recording.record.stages[place.stage]))[place.run]
+    where = peak.label if peak.layer is None else f"layer {peak.layer}"
+    op = run.events[place.event].op if place.event >= 0 else "its start"
+    return f"{where}: {op.removeprefix('aten::')}"
+
+
+def _points(recording: Recording, folded: Fold, name: ModeName) -> Iterator[Point]:
+    for point in folded.points:
+        stage = recording.record.stages[point.place.stage].name
+        if stage in PHASES[name]:
+            label = point.label if point.layer is None else f"layer {point.layer}"
+            alive: Counter[Kind] = Counter()
+            for kind, size in point.alive.items():
+                alive[kind_in(kind, keeps=name == "training")] += size
+            yield Point(stage, label, dict(alive))

@@ -1,0 +1,60 @@
+"""The words of the memory ledger: why a tensor is alive, and who says so."""
+
+from collections.abc import Sequence
+
+from gptcalc.parts.norm import RMSNorm
+from gptcalc.spec import Spec
+from gptcalc.tape.record import Slot
+
+_ENGINE = "torch/csrc/autograd"
+_DERIVATIVES = "torch's derivatives.yaml"
+#: Why tensors of a kind are there.
+KIND_REASONS = {
+    "weights": "every weight, all the time",
+    "gradients": "one number for each weight, from the backward pass until they are set to None",
+    "optimizer": "what the optimizer remembers of each weight, from the first step on",
+    "kv_cache": "keys and values of every layer and token, allocated for the whole length before the first token",
+    "inputs": "token IDs, and in training the targets",
+    "activations": "values that the backward pass, or the next op, still reads",
+    "logits": "a score for each token of the vocabulary, and what the loss makes of it",
+    "temporary": "values on their way, which the next ops read and let go",
+    "workspace": "what kernels take for themselves: no op shows it",
+}
+_SOURCES = {
+    "weights": "the inventory of the model",
+    "gradients": f"{_ENGINE}/functions/accumulate_grad.h",
+    "optimizer": "torch/optim",
+    "kv_cache": "2·L·K·H·T numbers for each sequence (Ainslie et al. 2023, §2)",
+    "inputs": "int64, as torch wants them",
+    "temporary": f"{_ENGINE}/engine.cpp",
+    "workspace": "cuBLAS: torch's notes on CUDA, CUDABlas; kernels: their sources in aten/src/ATen/native",
+}
+
+
+def why(kind: str, slot: Slot) -> tuple[str, str]:
+    """Why a tensor is alive, and the source."""
+    source = _SOURCES.get(kind, _DERIVATIVES)
+    if slot.op == "aten::_fused_rms_norm":
+        source = f"{_DERIVATIVES}; source-derived: no GPU has confirmed what the fused kernel keeps"
+    if slot.keepers:
+        names = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in slot.keepers))
+        return f"kept for the backward pass of {names}", source
+    return KIND_REASONS[kind], source
+
+
+def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
+    """What a reader must know of the numbers."""
+    notes = []
+    if "cudnn" in backends:
+        notes.append(
+            "attention runs in cuDNN, whose workspace only cuDNN knows: it is not in these numbers"
+            " (--attention flash has all its buffers)"
+        )
+    if any(isinstance(norm, RMSNorm) for norm in _norms(spec)):
+        notes.append("what RMSNorm keeps is source-derived: torch's fused kernel, not confirmed on a GPU yet")
+    return tuple(notes)
+
+
+def _norms(spec: Spec) -> list[object]:
+    blocks = [group.block for group in spec.layers]
+    return [spec.final_norm, *(getattr(block, "attention_norm", None) for block in blocks)]

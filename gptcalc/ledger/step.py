@@ -1,0 +1,277 @@
+"""A training step and an inference run as scripts: what a user's loop does, recorded from the parts' tapes.
+
+Training, with everything that a variable holds:
+
+    loss = model(ids, targets).loss      # the logits are not kept
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()                # gradients become None
+    del loss
+
+Of each group of equal layers at most three are recorded: the first, one of those between, and the last. A layer touches
+only itself and its neighbours, so that the middle one stands for all others.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gptcalc.formula import Dim, Formula, Product
+from gptcalc.inventory import Weight, inventory
+from gptcalc.optimizers import Optimizer, Parameter
+from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.parts.block import Block
+from gptcalc.parts.embedding import TokenEmbedding, Unembedding
+from gptcalc.parts.loss import cross_entropy
+from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
+from gptcalc.parts.stage import input_stage
+from gptcalc.plan import Plan
+from gptcalc.spec import Spec
+from gptcalc.tape.record import Buffered, Home, Kernels, Recorder
+from gptcalc.tape.replay import Group, Recording
+from gptcalc.tape.rows import Op, Rows, Setting, Tensor, leave, ops_of, result, whole
+
+#: Layers of a group that are recorded.
+RECORDED = 3
+
+
+class Stretch(NamedTuple):
+    """Rows that run in one go: of a layer, or outside the layers. It reads `setting.x` and hands on `out`."""
+
+    label: str
+    layer: Home
+    rows: tuple[Op, ...]
+    out: Tensor
+
+
+def groups(spec: Spec, recorded: int) -> tuple[Group, ...]:
+    """What of each group of layers is recorded."""
+    found: list[Group] = []
+    for group in spec.layers:
+        first = sum(other.recorded for other in found)
+        found.append(Group(first, min(group.n_layers, recorded), group.n_layers))
+    return tuple(found)
+
+
+def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = False) -> Setting:
+    """The dims of a pass over `seq` tokens of each sequence."""
+    rows = plan.batch * seq
+    cached = plan.seq > seq and not training
+    return Setting(
+        rows=Dim("M", rows),
+        seq=Dim("1" if cached else "T", seq),
+        width=Dim("D", spec.d_model),
+        n_vocab=Dim("V", spec.n_vocab),
+        n_ctx=Dim("C", spec.n_ctx),
+        unique=Dim("U", min(rows, spec.n_vocab)),
+        dtype=plan.precision,
+        batch=Dim("B", plan.batch),
+        training=training,
+        cached=Dim("T", plan.seq) if cached else None,
+        kv_dtype=plan.kv_dtype,
+        worst_routing=worst,
+    )
+
+
+def training(  # noqa: PLR0913  what a step depends on
+    spec: Spec,
+    plan: Plan,
+    attention: Sequence[str],
+    optimizer: Optimizer,
+    kernels: Kernels | None,
+    *,
+    n_steps: int = 2,
+    recorded: int = RECORDED,
+    worst: bool = False,
+) -> Recording:
+    """Build, then `n_steps` steps of forward, backward, optimizer, end; `attention` names each group's kernel.
+
+    Mixtures are routed evenly, or so that most is alive (`worst`).
+    """
+    record, among = Recorder(kernels), groups(spec, recorded)
+    at = setting(spec, plan, plan.seq, training=True, worst=worst)
+    parameters = _build(record, spec, plan, among)
+    targets = at.ids._replace(label="targets")
+    for tensor in (at.ids, targets):
+        record.given(tensor, "inputs")
+    stretches = _trunk(spec, at, among, attention)
+    stretches.append(_head(spec, at, targets, _shared(stretches)))
+    for step in range(n_steps):
+        record.new_step()
+        record.stage("forward")
+        kept = _forward(record, stretches, at)
+        record.stage("backward")
+        _backward(record, stretches, kept, at)
+        record.stage("optimizer")
+        if not step:
+            optimizer.create(record, parameters)
+            record.segment("optimizer")
+        optimizer.step(record, parameters)
+        record.stage("end")
+        for tensor, layer, label in parameters:
+            record.segment(label, layer)
+            if (grad := record.parameter_gradient(tensor.name)) is not None:
+                record.release(grad)
+        record.segment("end")
+        record.release(record.slot(stretches[-1].out))
+    return Recording(record, among)
+
+
+def inference(  # noqa: PLR0913  what a run depends on
+    spec: Spec,
+    plan: Plan,
+    attention: Sequence[str],
+    kernels: Kernels | None,
+    *,
+    recorded: int = RECORDED,
+    worst: bool = False,
+) -> Recording:
+    """Build with a KV cache for T tokens, prefill of T tokens, decode of the T-th; logits live until a phase ends."""
+    record, among = Recorder(kernels), groups(spec, recorded)
+    _build(record, spec, plan, among)
+    for group, layers in zip(among, spec.layers, strict=True):
+        block = layers.block
+        if not isinstance(block, Block) or not isinstance(block.attention, MultiHeadAttention):
+            raise TypeError(f"part {block.kind!r} has no KV cache")
+        for layer in range(group.first, group.first + group.recorded):
+            record.segment("KV cache", layer)
+            where = f"{spec.trunk}.{spec.layers_name}.{{}}.{block.attention.name}"
+            for tensor in block.attention.cache(Dim("B", plan.batch), Dim("T", plan.seq), plan.kv_dtype):
+                record.bind(tensor, record.hold(record.alloc(tensor, "kv_cache", "build", where=where)), needs=False)
+    record.segment("inputs")
+    passes = (("prefill", plan.seq), ("decode", 1))
+    at = {name: setting(spec, plan, seq, training=False, worst=worst) for name, seq in passes}
+    ids = {name: at[name].ids._replace(label=f"token IDs of {name}") for name, _ in passes}
+    for tensor in ids.values():
+        record.given(tensor, "inputs")
+    for name, _ in passes:
+        record.new_step()
+        record.stage(name)
+        record.name(at[name].ids, ids[name])
+        stretches = _trunk(spec, at[name], among, attention)
+        stretches.append(_head(spec, at[name], None, _shared(stretches), last=plan.logits == "last"))
+        _forward(record, stretches, at[name])
+        record.release(record.slot(stretches[-1].out))
+    return Recording(record, among)
+
+
+# --- Build -----------------------------------------------------------------------------------------------------------
+
+
+def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -> list[Parameter]:
+    """Allocate the weights in the order in which the module makes them."""
+    record.stage("build")
+    parameters: list[Parameter] = []
+
+    def allocate(row: Weight, layer: Home, label: str) -> None:
+        record.segment(label, layer)
+        tensor = Tensor(row.name.rpartition("{}.")[2], weight_dims(row), plan.precision, row.name)
+        record.parameter(tensor, row.name.rpartition(".")[0])
+        parameters.append(Parameter(tensor, layer, label))
+
+    rows = [row for row in inventory(spec) if row.tied_to is None]
+    n_before = next((index for index, row in enumerate(rows) if row.layers is not None), len(rows))
+    for row in rows[:n_before]:
+        allocate(row, None, "input")
+    start = 0
+    for group in among:
+        own = [row for row in rows if row.layers is not None and row.layers.start == start]
+        start += group.n_layers
+        for layer in range(group.first, group.first + group.recorded):
+            for row in own:
+                allocate(row, layer, "layer")
+    for row in (row for row in rows[n_before:] if row.layers is None):
+        allocate(row, None, "head")
+    return parameters
+
+
+def weight_dims(row: Weight) -> Product:
+    """The dims of a tensor; slices side by side are one dim, which reads as their sum."""
+    if len(row.slices) == 1:
+        return row.slices[0].product
+    others = [dim for axis, dims in enumerate(row.slices[0].axes) if axis != row.axis for dim in dims]
+    along = Formula.of(part.axes[row.axis] for part in row.slices)
+    return (Dim(f"({along.letters})", along.value), *others)
+
+
+# --- The stretches of a pass -----------------------------------------------------------------------------------------
+
+
+def _trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence[str]) -> list[Stretch]:
+    """The input stage and the layers."""
+    inside = at.within(spec.trunk)
+    if not isinstance(spec.embedding, TokenEmbedding):
+        raise TypeError(f"part {spec.embedding.kind!r} is no token table")
+    positions = spec.positions if isinstance(spec.positions, LearnedPositions | SinusoidalPositions) else None
+    rows = input_stage(inside, spec.embedding, positions, training=at.training).ops
+    found = [Stretch("input", None, rows, rows[-1].output)]
+    for group, layers, kernel in zip(among, spec.layers, attention, strict=True):
+        for layer in range(group.first, group.first + group.recorded):
+            block = inside.within(f"{spec.layers_name}.{{}}")._replace(first=not layer, attention=kernel)
+            found.append(Stretch("layer", layer, ops := ops_of(layers.block, block, at.x), result(ops)))
+    return found
+
+
+def _head(spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tensor], *, last: bool = False) -> Stretch:
+    """Final norm, unembedding (of the `last` position alone, or of all), and in training the loss."""
+    rows, x = Rows(at), at.x
+    inside = at.within(spec.trunk)
+    if spec.final_norm is not None:
+        rows += ops_of(spec.final_norm, inside, x)
+        rows.drop(x, *shared)
+        x = rows[-1].output
+    else:
+        rows.append(leave(*shared))
+    if last:
+        view = Tensor("last position", (at.tokens[0], Dim("1", 1), at.width), x.dtype, base=x)
+        before, x = x, rows(whole("aten::slice", (x,), view))
+        rows.drop(before)
+    table = inside.within(spec.embedding.name).weight("token table", "weight", at.n_vocab, at.width)
+    if not isinstance(spec.unembedding, Unembedding):
+        raise TypeError(f"part {spec.unembedding.kind!r} is no unembedding")
+    rows += spec.unembedding.ops(at.within(spec.unembedding.name), x, table)
+    logits = rows[-1].output
+    if targets is None:
+        rows.drop(x)
+        return Stretch("head", None, tuple(rows), logits)
+    rows += cross_entropy(at, logits, targets)
+    rows.drop(x)
+    return Stretch("head", None, tuple(rows), result(rows))
+
+
+def _shared(stretches: list[Stretch]) -> tuple[Tensor, ...]:
+    """What the first layer made for all of them, which ends with the trunk."""
+    rows = [op for stretch in stretches for op in stretch.rows]
+    made = [access.tensor for op in rows if op.shared for access in op.writes]
+    dropped = {tensor for op in rows for tensor in op.drops}
+    return tuple(tensor for tensor in made if tensor not in dropped)
+
+
+# --- Running them ----------------------------------------------------------------------------------------------------
+
+
+def _forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[list[Op]]:
+    """Run each stretch; for each, the rows that autograd has recorded."""
+    kept: list[list[Op]] = []
+    for number, stretch in enumerate(stretches):
+        carried = record.slot(stretches[number - 1].out) if number else None
+        record.segment(stretch.label, stretch.layer)
+        if carried is not None:
+            record.bind(at.x, carried, needs=at.training)
+        kept.append([op for op in stretch.rows if record.run(op, training=at.training)])
+    return kept
+
+
+def _backward(record: Recorder, stretches: list[Stretch], kept: list[list[Op]], at: Setting) -> None:
+    """The rows in reverse, the gradient of each stretch's input handed to the one before."""
+    seed = record.seed(stretches[-1].out)
+    handed: Buffered | None = None
+    for number in reversed(range(len(stretches))):
+        stretch = stretches[number]
+        record.segment(stretch.label, stretch.layer)
+        if handed is not None:
+            record.push_gradient(stretch.out, handed)
+        for op in reversed(kept[number]):
+            record.reverse(op)
+        handed = record.pop_gradient(at.x) if number else None
+    record.segment("head")
+    record.release(seed)

@@ -1,0 +1,293 @@
+"""What no op shows: which attention kernel torch picks, cuBLAS workspaces, and buffers inside kernels.
+
+Both depend on the device's generation and on torch's version. Where torch's source gives a size, the source stands with
+it; cuDNN's workspace is known only to cuDNN, and is not in the numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import NamedTuple
+
+from gptcalc.errors import InvalidValueError, UnknownNameError, shown
+from gptcalc.formula import Dim, product_size
+from gptcalc.tape.backward import ROWS_PER_PARTIAL, SORTED_ABOVE
+from gptcalc.tape.rows import Op, Tensor
+from gptcalc.units import KIB, MIB, ceil_div
+
+Version = tuple[int, int]
+
+
+class Chip(NamedTuple):
+    """A generation of GPUs: its compute capability, and the SMs of its best known device."""
+
+    capability: Version
+    n_sms: int
+    devices: str
+
+
+#: Kernel targets by name; SMs decide only how flash attention splits few long sequences.
+TARGETS = {
+    "sm70": Chip((7, 0), 80, "V100"),
+    "sm75": Chip((7, 5), 40, "T4, RTX 20"),
+    "sm80": Chip((8, 0), 108, "A100, A30"),
+    "sm86": Chip((8, 6), 82, "A10, A40, RTX 30"),
+    "sm89": Chip((8, 9), 128, "L4, L40, RTX 40"),
+    "sm90": Chip((9, 0), 132, "H100, H200, GH200"),
+    "sm100": Chip((10, 0), 148, "B200, GB200"),
+    "sm103": Chip((10, 3), 148, "B300, GB300"),
+    "sm120": Chip((12, 0), 170, "RTX 50, RTX PRO 6000"),
+}
+#: Releases of torch of which the rules are known.
+FIRST_TORCH, LAST_TORCH = (2, 0), (2, 15)
+#: cuBLAS's workspace for each thread: `:4096:2:16:8`, and what Hopper and later take [parseChosenWorkspaceSize].
+WORKSPACE, LARGE_WORKSPACE = (2 * 4096 + 8 * 16) * KIB, 32 * MIB
+#: What cuBLASLt takes for a product with a bias, until it shares cuBLAS's workspace.
+LT_WORKSPACE = 1 * MIB
+#: Generations with the large workspace, from each release on (PR #175344, #189312).
+LARGE_SINCE: dict[Version, Callable[[Version], bool]] = {
+    (2, 14): lambda capability: capability[0] in (9, 10, 11, 12),
+    (2, 13): lambda capability: capability[0] in (9, 10, 12),
+    (2, 0): lambda capability: capability == (9, 0),
+}
+LT_SHARES_SINCE = (2, 7)
+#: From here on the workspace is taken for each product and given back (PR #194311).
+WORKSPACE_PER_CALL_SINCE = (2, 15)
+#: From here on cuDNN's attention comes first on these [sdp_utils.cpp, check_prefer_cudnn_attention: cuDNN > 9.15].
+CUDNN_FIRST_SINCE, CUDNN_FIRST_ON = (2, 13), ((9, 0), (10, 0))
+#: From here on mem-efficient attention takes grouped heads (PR #191085).
+GROUPED_EFFICIENT_SINCE = (2, 14)
+#: The head sizes that flash and cuDNN's attention take.
+FLASH_LARGEST, CUDNN_LARGEST, CUDNN_STEP = 256, 128, 8
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+
+def target(name: str) -> Chip:
+    """The generation of that name, or an error with those that there are."""
+    if name not in TARGETS:
+        raise UnknownNameError.near("target", name, TARGETS)
+    return TARGETS[name]
+
+
+def torch_version(text: str) -> Version:
+    """`2.13` as numbers, or an error that says which releases are known."""
+    parts = text.split("+", maxsplit=1)[0].split(".")
+    if len(parts) in (2, 3) and all(part.isdecimal() for part in parts):
+        version = (int(parts[0]), int(parts[1]))
+        if FIRST_TORCH <= version <= LAST_TORCH:
+            return version
+    raise InvalidValueError(f"torch: read {shown(text)}; allowed: a release from 2.0 to 2.15, as in 2.13")
+
+
+class Heads(NamedTuple):
+    """What the choice of an attention kernel depends on."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    dropout: float
+    dtype: str
+    training: bool
+
+    @property
+    def is_half(self) -> bool:
+        """16 bits."""
+        return self.dtype in ("bf16", "fp16")
+
+
+class Choice(NamedTuple):
+    """An attention backend and why it is that one."""
+
+    backend: str
+    reason: str
+
+
+def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Choice:
+    """The kernel that was asked for, if it can run, or the one that torch picks."""
+    refusals = {
+        "cudnn": _not_cudnn(heads, chip),
+        "flash": _not_flash(heads, chip),
+        "efficient": _not_efficient(heads, chip, torch),
+        "math": "",
+        "eager": "",
+    }
+    if asked != "auto":
+        if refusals[asked]:
+            able = [name for name, refusal in refusals.items() if not refusal]
+            raise InvalidValueError(
+                f"attention: read {asked!r}, which does not run with {refusals[asked]}; allowed: {', '.join(able)}"
+            )
+        return Choice(asked, "as asked")
+    first = ("cudnn",) if torch >= CUDNN_FIRST_SINCE and chip.capability in CUDNN_FIRST_ON else ()
+    passed: list[str] = []
+    for name in (*first, "flash", "efficient"):
+        if not refusals[name]:
+            why = f"the first of {', '.join((*first, 'flash', 'efficient', 'math'))} that runs"
+            return Choice(name, f"torch's choice: {why}{_because(passed)}")
+        passed.append(f"{name} does not with {refusals[name]}")
+    return Choice("math", f"torch's choice: no fused kernel runs{_because(passed)}")
+
+
+def _because(passed: Sequence[str]) -> str:
+    return f" ({'; '.join(passed)})" if passed else ""
+
+
+def _not_flash(heads: Heads, chip: Chip) -> str:
+    size = heads.d_head
+    if not heads.is_half:
+        return heads.dtype
+    if chip.capability < (8, 0):
+        return "devices before sm80"
+    if size > FLASH_LARGEST:
+        return f"heads of more than {FLASH_LARGEST}"
+    small = chip.capability in ((8, 6), (8, 9), (12, 0), (12, 1))
+    if small and heads.training and (192 < size <= 224 or (size > 224 and heads.dropout)):
+        return f"the gradients of heads of {size} on this device"
+    return ""
+
+
+def _not_cudnn(heads: Heads, chip: Chip) -> str:
+    if not heads.is_half:
+        return heads.dtype
+    if chip.capability < (8, 0):
+        return "devices before sm80"
+    if heads.d_head > CUDNN_LARGEST or heads.d_head % CUDNN_STEP:
+        return f"heads of {heads.d_head} (multiples of {CUDNN_STEP} up to {CUDNN_LARGEST})"
+    return ""
+
+
+def _not_efficient(heads: Heads, chip: Chip, torch: Version) -> str:
+    if heads.n_kv_heads < heads.n_heads and torch < GROUPED_EFFICIENT_SINCE:
+        return "grouped heads"
+    if heads.dtype == "bf16" and chip.capability < (8, 0):
+        return "bf16 before sm80"
+    modern = chip.capability >= (8, 0)
+    step = 8 if heads.is_half else 4 if modern else 1
+    return f"heads of {heads.d_head} (multiples of {step})" if heads.d_head % step else ""
+
+
+class CudaKernels:
+    """What CUDA's kernels take for themselves on a device, in a release of torch."""
+
+    def __init__(self, chip: Chip, torch: Version) -> None:
+        """By generation and release."""
+        self.chip, self.torch = chip, torch
+        since = max(version for version in LARGE_SINCE if version <= torch)
+        size = LARGE_WORKSPACE if LARGE_SINCE[since](chip.capability) else WORKSPACE
+        taken = Tensor("cuBLAS workspace", (Dim(f"{size:,}", size),), "uint8")
+        self.per_call = torch >= WORKSPACE_PER_CALL_SINCE
+        self.workspace = None if self.per_call else taken
+        self._taken = taken
+
+    def multiplies(self, op: Op) -> bool:
+        """Whether the op is a product of matrices by cuBLAS."""
+        return op.name in PRODUCTS
+
+    def buffers(self, op: Op) -> tuple[Tensor, ...]:
+        """What the kernel of `op` takes after its outputs, and gives back."""
+        if op.name in PRODUCTS:
+            found: tuple[Tensor, ...] = (self._taken,) if self.per_call else ()
+            if op.name == "aten::addmm" and self.torch < LT_SHARES_SINCE:
+                found += (Tensor("cuBLASLt workspace", (Dim(f"{LT_WORKSPACE:,}", LT_WORKSPACE),), "uint8"),)
+            return found
+        return _BUFFERS[op.name](op, self.chip) if op.name in _BUFFERS else ()
+
+
+def _embedding_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001  every kernel's signature
+    """IDs sorted and in order, their ranges, the segments' offsets, the partial sums in fp32.
+
+    [EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel]: there are at most ⌊M/10⌋ + min(M, V) partial sums.
+    """
+    ids, table = op.reads[1].tensor, op.output
+    n_ids = product_size(ids.dims)
+    if n_ids <= SORTED_ABOVE:
+        return ()
+    width, segments = table.dims[-1], Dim("min(M,V)", min(n_ids, table.dims[0].size))
+    partial = Dim("P", n_ids // ROWS_PER_PARTIAL + segments.size)
+    return (
+        *(Tensor(label, ids.dims, "int64") for label in ("sorted IDs", "order of the IDs", "ranges of equal IDs")),
+        *(Tensor(label, (segments,), "int64") for label in ("offsets of segments", "partial segments of each")),
+        Tensor("offsets of partial segments", (partial,), "int64"),
+        Tensor("partial sums of rows", (partial, width), "fp32"),
+    )
+
+
+def _flash_forward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
+    """Where few blocks of queries leave SMs idle, the keys are split and the parts accumulated in fp32.
+
+    [flash_api.cpp, set_params_splitkv and num_splits_heuristic]; not with dropout.
+    """
+    if op.drops_out:
+        return ()
+    query, key = op.reads[0].tensor, op.reads[1].tensor
+    batch, seq, heads, size = query.dims
+    per_block = 256 if size.size <= 64 else 128 if size.size <= 128 else 64
+    blocks = batch.size * heads.size * ceil_div(seq.size, 64)
+    n_splits = splits(blocks, chip.n_sms * 2, ceil_div(key.dims[1].size, per_block))
+    if n_splits == 1:
+        return ()
+    parts, padded = Dim("splits", n_splits), Dim("⌈H⌉32", ceil_div(size.size, 32) * 32)
+    return (
+        Tensor("log-sum-exp of each split", (parts, batch, heads, seq), "fp32"),
+        Tensor("output of each split", (parts, batch, heads, seq, padded), "fp32"),
+    )
+
+
+def splits(blocks: int, n_sms: int, n_key_blocks: int, most: int = 128) -> int:
+    """Into how many parts flash attention splits the keys: the fewest that use the SMs 85 % as well as the best."""
+    if blocks >= 0.8 * n_sms:
+        return 1
+    most = min(most, n_sms, n_key_blocks)
+
+    def eligible(n: int) -> bool:
+        return n == 1 or ceil_div(n_key_blocks, n) != ceil_div(n_key_blocks, n - 1)
+
+    used = {n: blocks * n / n_sms / ceil(blocks * n / n_sms) for n in range(1, most + 1) if eligible(n)}
+    return next((n for n, share in used.items() if share >= 0.85 * max(used.values())), 1)
+
+
+def _flash_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """Row sums and the gradient of the query in fp32; grouped heads: the gradients of key and value for all heads.
+
+    [flash_api.cpp, mha_bwd].
+    """
+    query, key = (access.tensor for access in op.writes[:2])
+    batch, seq, heads, size = query.dims
+    rows = Dim("⌈T⌉128", ceil_div(seq.size, 128) * 128)
+    padded = Dim("⌈H⌉32", ceil_div(size.size, 32) * 32)
+    found: tuple[Tensor, ...] = (
+        Tensor("row sums of the softmax's gradient", (batch, heads, rows), "fp32"),
+        Tensor("gradient of the query, accumulated", (batch, rows, heads, padded), "fp32"),
+    )
+    if key.dims[2].size < heads.size:
+        expanded = (batch, key.dims[1], heads, size)
+        found += (
+            Tensor("gradient of the key for all heads", expanded, key.dtype),
+            Tensor("gradient of the value for all heads", expanded, key.dtype),
+        )
+    return found
+
+
+def _efficient_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """Row sums in fp32 [attention_backward.cu]; what heads of more than 128 take on top is not known."""
+    batch, seq, heads, _ = op.output.dims
+    return (Tensor("row sums of the softmax's gradient", (batch, heads, seq), "fp32"),)
+
+
+def _layer_norm_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
+    """Partial sums of the weight's and bias's gradients, for many rows of small width [layer_norm_kernel.cu]."""
+    x = op.output
+    rows, width = product_size(x.dims[:-1]), x.dims[-1]
+    if rows <= 65536 or width.size / 32 >= chip.n_sms / 2:
+        return ()
+    blocks = Dim("⌈M/32⌉", min(ceil_div(rows, 32), 32768 // ceil_div(width.size, 32)))
+    labels = [f"partial sums of the {access.tensor.label}" for access in op.writes[1:]]
+    return tuple(Tensor(label, (blocks, width), x.dtype) for label in labels)
+
+
+_BUFFERS: dict[str, Callable[[Op, Chip], tuple[Tensor, ...]]] = {
+    "aten::embedding_dense_backward": _embedding_backward,
+    "aten::_scaled_dot_product_flash_attention": _flash_forward,
+    "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
+    "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
+    "aten::native_layer_norm_backward": _layer_norm_backward,
+}

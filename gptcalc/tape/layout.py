@@ -1,0 +1,24 @@
+"""How a value lies in memory: where torch's `reshape` is a view, and where it has to copy.
+
+A value is dense in the order of its dims, as are the values that elementwise kernels make of it. A cut of another value
+has as many axes as its base, and its strides.
+"""
+
+from itertools import accumulate, pairwise
+from operator import mul
+
+from gptcalc.formula import Dim
+from gptcalc.tape.rows import Tensor
+
+
+def joins(x: Tensor, *axes: Dim) -> bool:
+    """Whether `axes`, the outermost first, can be read as one, by one stride [TensorUtils.cpp, computeStride].
+
+    Of values that lie as (B, T, N, H), B and T join; B and N do not, since from the last head of a sequence to the first
+    of the next one it is farther than from head to head. Axes of one element are in nobody's way.
+    """
+    lies = x.dims if x.bytes == x.owner.bytes else x.owner.dims
+    steps = list(accumulate((dim.size for dim in reversed(lies[1:])), mul, initial=1))[::-1]
+    strides = dict(zip(x.dims, steps, strict=True))
+    long = [axis for axis in axes if axis.size > 1]
+    return all(strides[outer] == strides[inner] * inner.size for outer, inner in pairwise(long))

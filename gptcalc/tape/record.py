@@ -1,0 +1,321 @@
+"""Running a tape as PyTorch would: what is allocated and freed, in order.
+
+References are counted as Python and autograd count them: a value lives while a variable, a kept tensor or a gradient
+buffer holds its storage. Gradients that meet are added into the first that arrived, if nothing else holds it and it is
+no view; otherwise into a new tensor (`InputBuffer::accumulate`, `can_accumulate_inplace`, torch/csrc/autograd).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from gptcalc.tape.backward import differentiable, gradient, gradients
+from gptcalc.tape.rows import Op, Tensor
+
+#: Global, or the number of a layer.
+Home = int | None
+
+
+class Kernels(Protocol):
+    """What no op shows: buffers that kernels take for themselves."""
+
+    #: One for each thread that multiplies matrices, kept from its first product on; nothing where it is not kept.
+    workspace: Tensor | None
+
+    def buffers(self, op: Op) -> tuple[Tensor, ...]:
+        """What the kernel of `op` takes after its outputs, and gives back."""
+
+    def multiplies(self, op: Op) -> bool:
+        """Whether the op is a product of matrices by cuBLAS."""
+
+
+class Slot:
+    """A storage: what it is, who made it, where it is at home, how many hold it; which ops autograd keeps it for."""
+
+    __slots__ = ("bytes", "home", "index", "keepers", "kind", "op", "refs", "tensor", "where")
+
+    def __init__(  # noqa: PLR0913, PLR0917  a plain record, made often
+        self, tensor: Tensor, kind: str, op: str, where: str, home: Home, index: int
+    ) -> None:
+        """Nobody holds it yet."""
+        self.tensor, self.kind, self.op, self.where = tensor, kind, op, where
+        self.home, self.index = home, index
+        self.bytes = tensor.bytes
+        self.refs = 0
+        self.keepers: list[str] = []
+
+
+class Event(NamedTuple):
+    """A storage is allocated, or freed, by `op`."""
+
+    slot: Slot
+    alloc: bool
+    op: str
+
+
+class Segment(NamedTuple):
+    """The events of one stretch: a layer's, or one outside the layers."""
+
+    label: str
+    layer: Home
+    events: list[Event]
+
+
+class Stage(NamedTuple):
+    """A phase: its segments in order."""
+
+    name: str
+    segments: list[Segment]
+
+
+class Buffered(NamedTuple):
+    """A gradient on its way: into a `viewed` one no other is added in place."""
+
+    slot: Slot
+    viewed: bool
+
+
+class Recorder:
+    """What has been allocated so far, by phase and segment."""
+
+    def __init__(self, kernels: Kernels | None) -> None:
+        """Nothing yet; without `kernels` only what a caller of the ops sees is recorded."""
+        self.stages: list[Stage] = []
+        self.kernels = kernels
+        self._threads: set[str] = set()
+        self._values: dict[Home, dict[Tensor, Slot]] = {None: {}}
+        self._parameters: dict[str, Slot] = {}
+        self._needs: dict[Home, set[Tensor]] = {None: set()}
+        self._grads: dict[tuple[Home, Tensor | str], Buffered] = {}
+        self._indices: dict[tuple[bool, Tensor, str, str, int], int] = {}
+        self._seen: Counter[tuple[Home, Tensor, str]] = Counter()
+        self._layer: Home = None
+        self._where = ""
+
+    # --- Phases and storages ---
+
+    def stage(self, name: str) -> None:
+        """A phase begins, outside the layers."""
+        self.stages.append(Stage(name, []))
+        self.segment(name)
+
+    def segment(self, label: str, layer: Home = None) -> None:
+        """A stretch begins, or goes on: in `layer`, or outside the layers."""
+        self._layer = layer
+        segments = self.stages[-1].segments
+        if not segments or segments[-1][:2] != (label, layer):
+            segments.append(Segment(label, layer, []))
+
+    @property
+    def n_indices(self) -> int:
+        """How many kinds of storages there are."""
+        return len(self._indices)
+
+    def new_step(self) -> None:
+        """A step begins: what was made in the last one may be made again, at the same place."""
+        self._seen.clear()
+        self._needs = {None: set()}
+
+    def alloc(self, tensor: Tensor, kind: str, op: str, *, shared: bool = False, where: str | None = None) -> Slot:
+        """A new storage, held by nobody; at home in the current layer unless `shared`, made by the module `where`."""
+        home = None if shared else self._layer
+        self._seen[home, tensor, kind] += 1
+        key = (home is None, tensor, kind, op, self._seen[home, tensor, kind])
+        index = self._indices.setdefault(key, len(self._indices))
+        slot = Slot(tensor, kind, op, self._where if where is None else where, home, index)
+        if slot.bytes:
+            self._events.append(Event(slot, alloc=True, op=op))
+        return slot
+
+    def hold(self, slot: Slot) -> Slot:
+        """One more holds it."""
+        slot.refs += 1
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """One less holds it; the last one frees it."""
+        slot.refs -= 1
+        if slot.refs < 0:
+            raise RuntimeError(f"{slot.tensor.label} is released more often than it is held")
+        if not slot.refs and slot.bytes:
+            self._events.append(Event(slot, alloc=False, op=self._op))
+
+    @property
+    def _events(self) -> list[Event]:
+        return self.stages[-1].segments[-1].events
+
+    @property
+    def _op(self) -> str:
+        return self._events[-1].op if self._events else ""
+
+    # --- Values ---
+
+    def parameter(self, tensor: Tensor, where: str) -> Slot:
+        """A weight is built; its name is unique, with the layer's number where it is in one."""
+        self._where = where
+        slot = self.hold(self.alloc(tensor, "weights", "build"))
+        self._parameters[self._named(tensor.name)] = slot
+        return slot
+
+    def given(self, tensor: Tensor, kind: str) -> Slot:
+        """An input that the caller holds."""
+        self._where = ""
+        slot = self._values[None][tensor] = self.hold(self.alloc(tensor, kind, "given", shared=True))
+        return slot
+
+    def bind(self, tensor: Tensor, slot: Slot, *, needs: bool) -> None:
+        """In the current layer, `tensor` is the name of `slot`."""
+        self._values.setdefault(self._layer, {})[tensor] = slot
+        if needs:
+            self._needs.setdefault(self._layer, set()).add(tensor)
+
+    def name(self, tensor: Tensor, other: Tensor) -> None:
+        """Outside the layers, `tensor` is from now on what `other` is."""
+        self._values[None][tensor] = self._values[None][other]
+
+    def slot(self, tensor: Tensor) -> Slot:
+        """The storage of a value, of this layer or shared."""
+        owner = tensor.owner
+        if owner.name:
+            return self._parameters[self._named(owner.name)]
+        own = self._values.get(self._layer, {})
+        return own[owner] if owner in own else self._values[None][owner]
+
+    def _named(self, name: str) -> str:
+        return name.format(self._layer) if "{}" in name else name
+
+    # --- Forward ---
+
+    def run(self, op: Op, *, training: bool) -> bool:
+        """Run a row; whether autograd has recorded it. The caller gets the first output, views, and those `handed`."""
+        self._where = op.where
+        for tensor in (access.tensor for access in op.writes):
+            if tensor.base is None:
+                kind = "logits" if op.where == "loss" or _scores(tensor) else "temporary"
+                slot = self.alloc(tensor, kind, op.name, shared=op.shared)
+                self._values.setdefault(None if op.shared else self._layer, {})[tensor] = slot
+            self.hold(self.slot(tensor))
+        self._take(op, "forward")
+        needs = training and any(self._differentiates(access.tensor) for access in op.reads)
+        if needs:
+            known = self._needs.setdefault(self._layer, set())
+            known |= {access.tensor for access in op.writes if differentiable(access.tensor)}
+            for tensor in op.saves:
+                self.hold(self.slot(tensor)).keepers.append(op.name)
+        beside = [
+            tensor
+            for tensor in (access.tensor for access in op.writes[1:])
+            if tensor.base is None and tensor not in op.handed
+        ]
+        for tensor in (*beside, *op.drops):
+            self.release(self.slot(tensor))
+        return needs
+
+    def _differentiates(self, tensor: Tensor) -> bool:
+        if tensor.name:
+            return True
+        return tensor in self._needs.get(self._layer, ()) or tensor in self._needs[None]
+
+    def _take(self, op: Op, thread: str) -> None:
+        """What the kernel takes for itself and gives back, and what its thread takes once and keeps."""
+        if self.kernels is None:
+            return
+        if self.kernels.workspace is not None and thread not in self._threads and self.kernels.multiplies(op):
+            self._threads.add(thread)
+            label = f"{self.kernels.workspace.label} ({thread})"
+            self.hold(self.alloc(self.kernels.workspace._replace(label=label), "workspace", op.name, shared=True))
+        taken = [self.hold(self.alloc(tensor, "workspace", op.name)) for tensor in self.kernels.buffers(op)]
+        for slot in taken:
+            self.release(slot)
+
+    # --- Backward ---
+
+    def seed(self, tensor: Tensor) -> Slot:
+        """The gradient of the loss, one, which the engine holds until the end."""
+        slot = self.hold(self.alloc(gradient(tensor), "temporary", "aten::ones_like"))
+        self._grads[self._layer, tensor] = Buffered(self.hold(slot), viewed=False)
+        return slot
+
+    def pop_gradient(self, tensor: Tensor) -> Buffered:
+        """The gradient of a layer's input, to hand it to the layer before."""
+        return self._grads.pop((self._layer, tensor))
+
+    def push_gradient(self, tensor: Tensor, found: Buffered) -> None:
+        """The gradient of a layer's output."""
+        self._grads[self._layer, tensor] = found
+
+    def reverse(self, op: Op) -> None:
+        """Run the backward rule of a row that autograd has recorded."""
+        taken = {
+            access.tensor: found
+            for access in op.writes
+            if (found := self._grads.pop((self._layer, access.tensor), None)) is not None
+        }
+        if not taken:
+            self._let_go(op)
+            return
+        self._where = op.where
+        local = {gradient(tensor): found.slot for tensor, found in taken.items()}
+        viewed = {gradient(tensor) for tensor, found in taken.items() if found.viewed}
+        needs = frozenset(access.tensor for access in op.reads if self._differentiates(access.tensor))
+        rows, grads = gradients(op, {tensor: gradient(tensor) for tensor in taken}, needs)
+        made = self._run_rule(rows, local, {grad.owner: tensor for tensor, grad in grads.items()})
+        for grad in grads.values():
+            self.hold(local[grad.owner])
+        for slot in (*made, *(found.slot for found in taken.values())):
+            self.release(slot)
+        self._let_go(op)
+        for tensor, grad in grads.items():
+            self._accumulate(tensor, Buffered(local[grad.owner], grad.base is not None or grad in viewed))
+
+    def _run_rule(self, rows: Sequence[Op], local: dict[Tensor, Slot], targets: dict[Tensor, Tensor]) -> list[Slot]:
+        """Allocate what the rows of a rule write; the slots, each held once."""
+        made: list[Slot] = []
+        for row in rows:
+            for tensor in (access.tensor for access in row.writes):
+                target = targets.get(tensor)
+                kind = "gradients" if target is not None and target.name else "temporary"
+                if kind == "temporary" and _scores(tensor):
+                    kind = "logits"
+                local[tensor] = self.hold(self.alloc(tensor, kind, row.name))
+                made.append(local[tensor])
+            self._take(row, "backward")
+            for tensor in row.drops:
+                self.release(local[tensor])
+                made.remove(local[tensor])
+        return made
+
+    def _let_go(self, op: Op) -> None:
+        """Autograd lets go of what it kept for a row."""
+        for tensor in op.saves:
+            self.release(self.slot(tensor))
+
+    def _accumulate(self, tensor: Tensor, new: Buffered) -> None:
+        key = self._key(tensor)
+        old = self._grads.get(key)
+        if old is None:
+            self._grads[key] = new
+        elif old.slot.refs == 1 and not old.viewed:
+            self.release(new.slot)
+        else:
+            total = gradient(tensor)._replace(label=f"sum of gradients of {tensor.label}")
+            kind = "gradients" if tensor.name else "temporary"
+            self._grads[key] = Buffered(self.hold(self.alloc(total, kind, "aten::add")), viewed=False)
+            self.release(old.slot)
+            self.release(new.slot)
+
+    def _key(self, tensor: Tensor) -> tuple[Home, Tensor | str]:
+        if tensor.name:
+            return (None, self._named(tensor.name))
+        shared = tensor in self._values[None] and tensor not in self._values.get(self._layer, {})
+        return (None if shared else self._layer, tensor)
+
+    def parameter_gradient(self, name: str) -> Slot | None:
+        """The gradient of a parameter of the current layer, let go of by the engine's buffers: it is `.grad` now."""
+        found = self._grads.pop((None, self._named(name)), None)
+        return None if found is None else found.slot
+
+
+def _scores(tensor: Tensor) -> bool:
+    """Whether it is of the logits' size."""
+    return not tensor.name and any(dim.letter == "V" for dim in tensor.dims)
