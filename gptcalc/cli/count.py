@@ -26,9 +26,9 @@ def count(
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Count a model's parameters: where they sit, and how published numbers come about."""
-    counted = api.count(model, depth=depth, **overrides)
+    counted = api.count_of(model, overrides, depth=depth)
     if check:
-        counted = counted._replace(evidence=api.check(model, **overrides))
+        counted = counted._replace(evidence=api.check_of(model, overrides, None, {}))
     answer(render(format_, lambda: counted.document(explain=explain), counted.to_dict))
     if counted.evidence and not counted.evidence.agrees:
         raise typer.Exit(1)

@@ -27,6 +27,8 @@ DIMS = {
     "n_vocab": "Vocabulary (V).",
     "n_ctx": "Context, rows of the position table (C).",
 }
+#: Options of a run whose values are numbers.
+PLAN_NUMBERS = ("batch", "seq", "momentum", "dropout")
 #: Option names that are not simply the field's.
 SPELLED = {"n_vocab": "--vocab", "n_ctx": "--context"}
 
@@ -56,15 +58,47 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
         own = {name: given.pop(name) for name in list(given) if name not in _MODEL_OPTIONS}
         command(model=given.pop("model"), overrides=_overrides(given), **own)
 
-    rest = [
-        part
-        for name, part in signature(command, eval_str=True).parameters.items()
-        if name not in ("model", "overrides")
-    ]
-    shared = [Parameter(name, Parameter.KEYWORD_ONLY, **option) for name, option in _MODEL_OPTIONS.items()]
+    _take(wrapper, command, _MODEL_OPTIONS, ("model", "overrides"))
+    return wrapper
+
+
+def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a run on one device; it receives those that were given as `plan`."""
+    options = _plan_options()
+
+    @wraps(command)
+    def wrapper(**given: Any) -> None:
+        asked = {name: value for name in options if (value := given.pop(name)) is not None}
+        numbers = {name: _number(asked[name]) for name in PLAN_NUMBERS if name in asked}
+        command(plan=asked | numbers, **given)
+
+    _take(wrapper, command, options, ("plan",))
+    return wrapper
+
+
+def _number(text: str) -> object:
+    """`text` as it is parsed; `none` stays a word, since it was given."""
+    value = parse_value(text)
+    return text if value is None else value
+
+
+def spelled(field: str) -> str:
+    """The option of a field: `--optimizer-impl`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _take(
+    wrapper: Callable[..., None],
+    command: Callable[..., None],
+    options: dict[str, dict[str, Any]],
+    instead: tuple[str, ...],
+) -> None:
+    """Show typer a command's own parameters, with `options` in place of those that `instead` names."""
+    own = signature(command, eval_str=True).parameters
+    rest = [part for name, part in own.items() if name not in instead]
+    shared = [Parameter(name, Parameter.KEYWORD_ONLY, **option) for name, option in options.items()]
     wrapper.__signature__ = Signature([*shared, *rest])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {part.name: part.annotation for part in [*shared, *rest]}
-    return wrapper
 
 
 def _overrides(given: dict[str, Any]) -> dict[str, object]:
@@ -83,6 +117,43 @@ def _overrides(given: dict[str, Any]) -> dict[str, object]:
             raise InvalidValueError(f"--set: read {shown(pair)}, but {key} is given already; give it once")
         changes[key] = parse_value(text.strip())
     return changes
+
+
+def _plan_options() -> dict[str, dict[str, Any]]:
+    """The options of a run; built for the commands that have them, since the choices are imported."""
+    from gptcalc.ledger.asked import CHOICES
+
+    def option(field: str, text: str, panel: str, metavar: str = "NAME") -> dict[str, Any]:
+        names = CHOICES.get(field, ())
+        listed = f"{', '.join(names)}: " if len(names) > 1 else ""
+        return _option(
+            str,
+            spelled(field),
+            metavar=metavar,
+            help=f"{listed}{text}",
+            rich_help_panel=panel,
+            autocompletion=lambda incomplete: [name for name in names if name.startswith(incomplete.lower())],
+        )
+
+    run, training, inference = "The run", "The run: training", "The run: inference"
+    flag = typer.Option("--expandable-segments", help="As with PYTORCH_ALLOC_CONF.", rich_help_panel=run)
+    return {
+        "mode": option("mode", "what runs. (default: both)", run),
+        "batch": option("batch", "Sequences on this device (B). (default: 1)", run, "N"),
+        "seq": option("seq", "Tokens of each (T). (default: the context, 1,024 at most)", run, "N"),
+        "precision": option("precision", "the dtype of weights and activations. (default: bf16)", run),
+        "attention": option("attention", "auto is what torch picks. (default: auto)", run),
+        "implementation": option("implementation", "Whose code. (default: reference, gptcalc's own module)", run),
+        "target": option("target", "The device's compute capability. (default: sm90)", run, "smXX"),
+        "torch": option("torch", "The release of PyTorch. (default: 2.13)", run, "X.Y"),
+        "expandable_segments": {"default": None, "annotation": Annotated[bool | None, flag]},
+        "optimizer": option("optimizer", "the update. (default: adamw)", training),
+        "optimizer_impl": option("optimizer_impl", "how it runs. (default: foreach)", training),
+        "momentum": option("momentum", "With sgd. (default: 0)", training, "X"),
+        "dropout": option("dropout", "All dropouts at once. (default: the model's own)", training, "P"),
+        "kv_dtype": option("kv_dtype", "the dtype of the KV cache. (default: the precision)", inference),
+        "logits": option("logits", "the tokens of a prompt that are scored. (default: last)", inference),
+    }
 
 
 def _option(annotation: Any, *names: str, **settings: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from gptcalc.ledger.evidence import Check, Evidence
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import format_count
 
+#: The witnesses of memory, whose amounts are bytes.
+OF_MEMORY = ("saved-tensors", "trace", "cuda")
 #: A broken row breaks every layer; the table shows the first of many.
 SHOWN_FINDINGS = 20
 
@@ -20,6 +22,7 @@ class EvidenceJSON(TypedDict):
     agrees: bool | None
     tensors: int
     stored: int
+    bytes: int
     skipped: str
     findings: list[dict[str, str]]
 
@@ -61,6 +64,7 @@ def model_check_json(check: Check) -> ModelCheckJSON:
                 "agrees": None if seen.skipped else not seen.findings,
                 "tensors": seen.tensors,
                 "stored": seen.stored,
+                "bytes": seen.bytes,
                 "skipped": seen.skipped,
                 "findings": [finding._asdict() for finding in seen.findings],
             }
@@ -96,19 +100,20 @@ def _verdict(seen: Evidence) -> str:
 
 def _evidence_table(checks: Sequence[Check]) -> Table:
     rows: list[tuple[Value, ...]] = []
+    of_memory = any(seen.witness in OF_MEMORY for check in checks for seen in check.evidence)
     for check in checks:
         for index, seen in enumerate(check.evidence):
             name = "" if index else check.model.name
-            stored = None if seen.skipped else seen.stored
+            amount = None if seen.skipped else seen.bytes if of_memory else seen.stored
             tensors = None if seen.skipped else seen.tensors
-            rows.append((name, seen.witness, _verdict(seen), tensors, stored, seen.subject))
+            rows.append((name, seen.witness, _verdict(seen), tensors, amount, seen.subject))
     columns = (
         Column("model", "model", folded=True),
         Column("witness", "witness"),
         Column("verdict", "verdict"),
-        Column("tensors", "tensors", "count", drop=1),
-        Column("stored", "parameters", "count"),
-        Column("subject", "built", drop=2),
+        Column("tensors", "seen" if of_memory else "tensors", "count", drop=1),
+        Column("stored", "bytes at once" if of_memory else "parameters", "count"),
+        Column("subject", "what ran" if of_memory else "built", wraps=of_memory, drop=2),
     )
     return Table("Against PyTorch", columns, tuple(rows))
 
@@ -144,9 +149,9 @@ def check_reasons(checks: Sequence[Check]) -> list[str]:
 
 
 def _data_table(checks: Sequence[Check]) -> Table:
-    keys = ("model", "witness", "verdict", "tensors", "stored", "subject", "skipped")
+    keys = ("model", "witness", "verdict", "tensors", "stored", "bytes", "subject", "skipped")
     rows = tuple(
-        (check.model.name, seen.witness, _verdict(seen), seen.tensors, seen.stored, seen.subject, seen.skipped)
+        (check.model.name, seen.witness, _verdict(seen), *seen[2:4], seen.bytes, seen.subject, seen.skipped)
         for check in checks
         for seen in check.evidence
     )

@@ -9,11 +9,13 @@ from gptcalc.report.bench_data import BenchJSON
 from gptcalc.report.check import CheckJSON
 from gptcalc.report.claims import ClaimsJSON
 from gptcalc.report.count_data import CountJSON
+from gptcalc.report.memory_data import MemoryJSON
 from gptcalc.report.presets import PresetJSON, PresetsJSON
 
 #: The answer's type by command.
 SCHEMAS: dict[str, Any] = {
     "count": CountJSON,
+    "memory": MemoryJSON,
     "check": CheckJSON,
     "presets": PresetsJSON,
     "presets-show": PresetJSON,

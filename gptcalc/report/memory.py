@@ -1,0 +1,309 @@
+"""`gptcalc memory` as a document: for each mode what is alive at the peak, the peaks by phase, what follows."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import groupby
+from typing import NamedTuple
+
+from gptcalc.catalog import Resolved
+from gptcalc.ledger.alive import Kind
+from gptcalc.ledger.components import COMPONENTS
+from gptcalc.ledger.memory import Memory, Mode, ModeName
+from gptcalc.ledger.parameters import parameters
+from gptcalc.plan import Plan
+from gptcalc.report.count import heading as model_heading
+from gptcalc.report.document import Column, Document, Drawing, Table, Value
+from gptcalc.report.memory_data import (
+    NOT_IN_IT,
+    Row,
+    added,
+    beyond_context,
+    component_label,
+    elsewhere,
+    memory_table,
+    rows,
+)
+from gptcalc.report.timeline import KINDS, draw
+from gptcalc.units import format_bytes, format_count
+
+WORDS = (
+    "requested: the bytes asked for; rounded: each request up to a multiple of 512; allocated: the blocks handed out;"
+    " reserved: the segments that hold them."
+)
+#: What an optimizer is called where it is written, and how it runs.
+OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
+#: Kinds that the table groups as `count` does.
+SIZED_AS_WEIGHTS = ("weights", "gradients", "optimizer")
+
+_WHAT = Column("what", "alive at the peak", wraps=True, least=24)
+_NUMBERS = Column("numbers", "in numbers", wraps=True, drop=11)
+_FORMULA = Column("formula", "formula", wraps=True, drop=3)
+_TENSORS = Column("tensors", "tensors", "count", drop=6)
+_BYTES = Column("bytes", "bytes", "count")
+_SIZE = Column("size", "", "amount", drop=4)
+_SHARE = Column("share", "share", "share", drop=8)
+_BAR = Column("bar", "", "bar", drop=12)
+_OP = (Column("component", "component", wraps=True, drop=9), Column("op", "op", drop=7))
+_TENSOR = (Column("key", "tensor", drop=10), *_OP, Column("dtype", "dtype", drop=5))
+#: The formula goes first where kinds and components are meant, last where tensors are.
+_BY_DEPTH = {
+    1: (
+        _WHAT,
+        _FORMULA._replace(drop=10),
+        _NUMBERS,
+        _BYTES,
+        _SIZE._replace(drop=1),
+        _SHARE._replace(drop=2),
+        _BAR._replace(drop=9),
+    ),
+    2: (_WHAT, *_OP, _FORMULA, _NUMBERS, _TENSORS, _BYTES, _SIZE, _SHARE, _BAR),
+    3: (_WHAT, *_TENSOR, _FORMULA, _NUMBERS, _TENSORS, _BYTES, _SIZE, _SHARE, _BAR),
+}
+_PHASES = (
+    Column("phase", "peaks by phase"),
+    Column("requested", "requested", "count"),
+    Column("rounded", "rounded", "count", drop=4),
+    Column("allocated", "allocated", "count", drop=1),
+    Column("reserved", "reserved", "count", drop=2),
+    Column("when", "requested peak at", wraps=True, least=16, drop=3),
+)
+
+
+class View(NamedTuple):
+    """How much is shown: `explain` adds why each line is there, `timeline` draws the steps.
+
+    `defaulted` are the settings that nobody gave.
+    """
+
+    depth: int = 1
+    defaulted: tuple[str, ...] = ()
+    explain: bool = False
+    timeline: bool = False
+
+
+def memory_document(model: Resolved, memory: Memory, view: View) -> Document:
+    """A section for each mode."""
+    return Document(
+        title=_title(model, memory),
+        heading=tuple(_heading(model, memory, view.defaulted)),
+        tables=tuple(table for mode in memory.modes for table in _section(mode, memory, view)),
+        notes=tuple(_notes(model, memory, view)),
+        data=lambda: memory_table(memory, view.depth),
+        drawings=tuple(_drawing(mode) for mode in memory.modes if view.timeline and mode.timeline),
+    )
+
+
+def _name(model: Resolved) -> str:
+    return f"{model.title}, changed" if model.changed else model.title
+
+
+def _title(model: Resolved, memory: Memory) -> str:
+    if len(memory.modes) == 1:
+        return f"{_name(model)}, {_peak(memory.modes[0])}"
+    sizes = (f"{format_bytes(mode.totals.requested)} in {mode.name}" for mode in memory.modes)
+    return f"{_name(model)} at the peak: {', '.join(sizes)}"
+
+
+def _peak(mode: Mode) -> str:
+    """How much, and when."""
+    total = mode.totals.requested
+    size = format_bytes(total)
+    return f"{mode.name}: {size} at the peak ({format_count(total)} bytes requested), in {mode.phase}, at {mode.moment}"
+
+
+def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Iterator[str]:
+    """The dims, where they come from, what was changed; then what the figures speak of."""
+    plan, modes = memory.plan, {mode.name for mode in memory.modes}
+    dims, *rest = model_heading(model, parameters(model.spec))
+    yield f"{dims} · B={format_count(plan.batch)} · T={format_count(plan.seq)}"
+    yield from rest
+    yield "; ".join(_precision(plan, modes))
+    if "training" in modes:
+        momentum = f", momentum {plan.momentum:g}" if plan.momentum else ""
+        yield f"{OPTIMIZERS[plan.optimizer]} ({plan.optimizer_impl}){momentum} · {_dropout(model)}"
+    yield from _attention(memory)
+    segments = " · expandable segments" if plan.expandable_segments else ""
+    yield f"implementation reference (gptcalc's own module) · {plan.target} · torch {plan.torch}{segments}"
+    if defaulted:
+        yield by_default(defaulted)
+
+
+def by_default(fields: Sequence[str]) -> str:
+    """The settings that nobody gave, as they are typed."""
+    return f"by default: {', '.join(field.replace('_', '-') for field in fields)}"
+
+
+def _precision(plan: Plan, modes: set[ModeName]) -> Iterator[str]:
+    if "training" in modes:
+        also = " (autocast is not built yet)" if plan.precision != "fp32" else ""
+        yield f"{plan.precision} weights, activations, gradients and optimizer states{also}"
+    else:
+        yield f"{plan.precision} weights and activations"
+    if "inference" in modes:
+        yield f"KV cache in {plan.kv_dtype}, logits of {'the last token' if plan.logits == 'last' else 'all tokens'}"
+
+
+def _dropout(model: Resolved) -> str:
+    """One rate where there is one, else each."""
+    fields = model.family.resolved()
+    rates = {name: fields[f"{name}_dropout"] for name in ("embedding", "attention", "residual")}
+    if len(set(rates.values())) == 1:
+        return f"dropout {rates['embedding']:g}"
+    return f"dropout {', '.join(f'{name} {rate:g}' for name, rate in rates.items())}"
+
+
+def _attention(memory: Memory) -> Iterator[str]:
+    """The backend and why; once where all modes have the same."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for mode in memory.modes:
+        found.setdefault(mode.attention, []).append(mode.name)
+    for (backend, reason), names in found.items():
+        where = "" if len(found) == 1 else f" in {' and '.join(names)}"
+        yield f"attention{where}: {backend} ({reason})"
+
+
+def _section(mode: Mode, memory: Memory, view: View) -> Iterator[Table]:
+    """The tables of one mode, above the first what the title says where there is only one."""
+    peak = _peak(mode)
+    yield _alive_table(f"{peak[0].upper()}{peak[1:]}" if len(memory.modes) > 1 else "", mode, view.depth)
+    yield _phase_table(mode)
+    yield _facts_table(mode, memory.plan)
+    if view.explain:
+        yield _why_table(mode, view.depth)
+
+
+def _alive_table(title: str, mode: Mode, depth: int) -> Table:
+    """Kinds, and beneath each what it is made of."""
+    columns, total = _BY_DEPTH[depth], mode.totals.requested
+    order = list(KINDS)
+    found = rows(mode, depth) if depth > 1 else _by_group(rows(mode, depth))
+    found.sort(key=lambda row: order.index(row.kind))
+    lines: list[tuple[Value, ...]] = []
+    for kind, group in groupby(found, key=lambda row: row.kind):
+        own = list(group)
+        lines.append(_cells(columns, _kind(kind, mode), sum(row.amount for row in own), total))
+        lines += [_cells(columns, f"  {row.label}", row.amount, total, row) for row in own]
+    footer: dict[str, Value] = {"what": "requested", "bytes": total, "size": format_bytes(total), "share": Fraction(1)}
+    return Table(title, columns, tuple(lines), (tuple(footer.get(column.key) for column in columns),))
+
+
+def _kind(kind: Kind, mode: Mode) -> str:
+    """What a kind is called: in inference nothing is saved."""
+    return KINDS[kind][1] if mode.name == "training" else KINDS[kind][1].removeprefix("saved ")
+
+
+def _by_group(lines: list[Row]) -> list[Row]:
+    """The lines with those of weights, and of what has their sizes, as `count` groups them: all biases in one."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for line in lines:
+        grouped = line.kind in SIZED_AS_WEIGHTS and line.component in COMPONENTS
+        name = COMPONENTS[line.component].group if grouped else line.key
+        groups.setdefault((line.kind, name), []).append(line)
+    return [
+        own[0] if len(own) == 1 else own[0]._replace(label=name, formula=added(line.formula for line in own))
+        for (_, name), own in groups.items()
+    ]
+
+
+def _cells(columns: Sequence[Column], label: str, amount: int, total: int, row: Row | None = None) -> tuple[Value, ...]:
+    share = Fraction(amount, total or 1)
+    cells: dict[str, Value] = {"what": label, "bytes": amount, "size": format_bytes(amount), "share": share}
+    cells["bar"] = share
+    if row:
+        cells |= {"formula": row.formula.letters, "numbers": row.formula.numbers, "tensors": row.tensors}
+        cells |= {"key": row.key, "component": component_label(row.component), "op": row.op, "dtype": row.dtype}
+    return tuple(cells.get(column.key, "") for column in columns)
+
+
+def _phase_table(mode: Mode) -> Table:
+    """Each figure's own maximum over each phase, and over all of them."""
+    own = tuple((phase.name, *phase.figures, phase.moment) for phase in mode.phases)
+    return Table("", _PHASES, own, (("the greatest", *mode.totals, f"{mode.phase}: {mode.moment}"),))
+
+
+def _facts_table(mode: Mode, plan: Plan) -> Table:
+    """What the figures mean for a device and for a run."""
+    low, high = mode.device
+    found: tuple[tuple[Value, ...], ...] = (
+        _fact("allocated, at most", mode.totals.allocated, "torch's max_memory_allocated"),
+        _fact("reserved, at most", mode.totals.reserved, "torch's max_memory_reserved"),
+        _fact("nvidia-smi, from", low, "what is reserved, and a small CUDA context"),
+        _fact("nvidia-smi, to", high, "the same with a large one"),
+        _fact("persistent, requested", mode.persistent.requested, _kept(mode)),
+        _fact("persistent, allocated", mode.persistent.allocated, "the same in blocks"),
+        ("tokens", mode.tokens, None, _tokens(mode, plan)),
+    )
+    columns = (
+        Column("what", "what to expect"),
+        Column("amount", "", "count"),
+        Column("size", "", "amount", drop=1),
+        Column("note", "", wraps=True, least=16, drop=2),
+    )
+    return Table("", columns, found)
+
+
+def _fact(what: str, amount: int, note: str) -> tuple[Value, ...]:
+    return what, amount, format_bytes(amount), note
+
+
+def _kept(mode: Mode) -> str:
+    return "stays between steps" if mode.name == "training" else "stays while it serves"
+
+
+def _tokens(mode: Mode, plan: Plan) -> str:
+    step = "a step" if mode.name == "training" else "prompt and answer together"
+    return f"{step}: {format_count(plan.batch)} × {format_count(plan.seq)}"
+
+
+def _why_table(mode: Mode, depth: int) -> Table:
+    """Why each row of that depth is there, and who says so."""
+    columns = (
+        Column("what", "what", wraps=True, least=12),
+        Column("formula", "formula", wraps=True, drop=2),
+        Column("why", "why", wraps=True, least=20),
+        Column("source", "source", wraps=True, least=14, drop=1),
+    )
+    found: list[tuple[Value, ...]] = [
+        (f"{_kind(row.kind, mode)}: {row.label}", row.formula.letters, row.why, row.source) for row in rows(mode, depth)
+    ]
+    return Table(f"Why, in {mode.name}", columns, tuple(found))
+
+
+def _drawing(mode: Mode) -> Drawing:
+    what = "a training step" if mode.name == "training" else "inference"
+    return Drawing(f"Bytes alive over {what}", lambda width: draw(mode.timeline, width))
+
+
+def _notes(model: Resolved, memory: Memory, view: View) -> Iterator[str]:
+    """What is particular to the answer, what the words mean, what is not in it, what to try."""
+    for note in (*model.notes, *beyond_context(model, memory.plan), *_mode_notes(memory)):
+        yield f"Note: {note}"
+    yield WORDS
+    yield NOT_IN_IT
+    ways = [] if view.timeline else ["--timeline draws the step"]
+    ways += [] if view.depth == 3 else ["--depth 3 lists every tensor alive at the peak"]
+    ways += [] if view.explain else ["--explain says why each line is there"]
+    if found := [*_remedies(memory), *ways]:
+        yield f"Next: {', '.join(found)}."
+
+
+def _mode_notes(memory: Memory) -> Iterator[str]:
+    """The notes of each mode with its name before them, one that all share once."""
+    found: dict[str, list[str]] = {}
+    for mode in memory.modes:
+        for note in (*mode.notes, *elsewhere(mode)):
+            found.setdefault(note, []).append(mode.name)
+    for note, names in found.items():
+        yield note if len(names) == len(memory.modes) else f"in {' and '.join(names)}, {note}"
+
+
+def _remedies(memory: Memory) -> Iterator[str]:
+    """What would lower this very peak."""
+    plan = memory.plan
+    for mode in memory.modes:
+        if mode.phase == "optimizer" and plan.optimizer_impl == "foreach":
+            yield "--optimizer-impl fused takes no copies of all weights"
+        if mode.attention[0] in ("math", "eager") and plan.attention != "auto":
+            yield f"--attention auto may keep no B×N×T×T in {mode.name}"
+    if plan.logits == "all" and "inference" in {mode.name for mode in memory.modes}:
+        yield "--logits last keeps one row of logits a sequence"

@@ -1,0 +1,375 @@
+"""`gptcalc memory` as plain data: what JSON and csv print, at every depth."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, NotRequired
+
+from typing_extensions import TypedDict
+
+from gptcalc.allocator import Figures
+from gptcalc.catalog import Resolved
+from gptcalc.formula import Formula, Product
+from gptcalc.ledger.alive import Held, Kind, Line
+from gptcalc.ledger.components import COMPONENTS
+from gptcalc.ledger.memory import Memory, Mode
+from gptcalc.plan import Plan
+from gptcalc.report.claims import JudgementJSON
+from gptcalc.report.count_data import heading_notes, model_json
+from gptcalc.report.document import Column, Table, Value
+from gptcalc.units import format_count
+
+#: Figures beside `requested`, which may be greatest at another moment.
+OTHERS = ("rounded", "allocated", "reserved")
+NOT_IN_IT = (
+    "Not in these numbers: the CUDA context and loaded kernels (0.45 to 0.6 GiB on the one device measured; they are in"
+    " the range of nvidia-smi), buffers of NCCL (about 1.5 GiB where it was measured) and of CUDA graphs, fragmentation"
+    " by other streams, other processes, tensors that your own code keeps (logits kept across steps: another copy)."
+)
+
+
+class MemoryLine(TypedDict):
+    """What is alive at the peak; `amount` is the bytes requested, which add up to `totals.requested`."""
+
+    key: str
+    label: str
+    kind: str
+    component: str
+    amount: int
+    unit: str
+    formula: str
+    numbers: str
+    tensors: int
+    share: float
+    why: str
+    source: str
+    op: NotRequired[str]
+    dtype: NotRequired[str]
+
+
+class FiguresJSON(TypedDict):
+    """Bytes in torch's words."""
+
+    requested: int
+    rounded: int
+    allocated: int
+    reserved: int
+
+
+class TotalsJSON(FiguresJSON):
+    """Each figure's own maximum; `phase` is that of `requested`."""
+
+    phase: str
+
+
+class PhaseJSON(FiguresJSON):
+    """Each figure's own maximum over a phase; `moment` is that of `requested`."""
+
+    moment: str
+
+
+class PointJSON(TypedDict):
+    """A stretch of the step, and what is alive by kind where most is."""
+
+    phase: str
+    label: str
+    requested: int
+    alive: dict[str, int]
+
+
+class RangeJSON(TypedDict):
+    """Bytes that nvidia-smi may show."""
+
+    low: int
+    high: int
+
+
+class AttentionJSON(TypedDict):
+    """The backend that runs, and why."""
+
+    backend: str
+    reason: str
+
+
+class ModeJSON(TypedDict):
+    """Training or inference; `lines` are those of the instant of the requested peak."""
+
+    totals: TotalsJSON
+    moment: str
+    phases: dict[str, PhaseJSON]
+    persistent: FiguresJSON
+    lines: list[MemoryLine]
+    timeline: list[PointJSON]
+    tokens: int
+    device_range: RangeJSON
+    attention: AttentionJSON
+    notes: list[str]
+
+
+class PlanJSON(TypedDict):
+    """What was asked for beside the model, defaults put in."""
+
+    batch: int
+    seq: int
+    precision: str
+    optimizer: str
+    optimizer_impl: str
+    momentum: float
+    attention: str
+    kv_dtype: str
+    logits: str
+    target: str
+    torch: str
+    expandable_segments: bool
+    implementation: str
+
+
+class StageLineJSON(TypedDict):
+    """A table of the embedding stage, or its activations: `amount` in bytes of the plan's precision."""
+
+    key: str
+    label: str
+    kind: str
+    component: str
+    elements: int
+    amount: int
+    unit: str
+    formula: str
+    numbers: str
+    bytes: dict[str, int]
+    share: float
+    why: str
+    source: str
+
+
+class StageTotalsJSON(TypedDict):
+    """`requested` is the sum of the lines, `bytes` the same in every dtype."""
+
+    requested: int
+    bytes: dict[str, int]
+
+
+class EmbeddingJSON(TypedDict):
+    """The embedding stage by itself; `share` is that of its tables in the model's stored parameters."""
+
+    positions: str
+    parameters: int
+    share: float
+    totals: StageTotalsJSON
+    lines: list[StageLineJSON]
+    claims: list[JudgementJSON]
+
+
+class MemoryJSON(TypedDict):
+    """What `gptcalc memory --format json` prints: a key for each mode asked for, or for the embedding stage."""
+
+    schema: str
+    command: str
+    model: dict[str, object]
+    plan: PlanJSON
+    training: NotRequired[ModeJSON]
+    inference: NotRequired[ModeJSON]
+    embedding: NotRequired[EmbeddingJSON]
+    notes: list[str]
+
+
+class Row(NamedTuple):
+    """A line of a report: one kind and component, one op's tensors, or one tensor, by the depth."""
+
+    key: str
+    label: str
+    kind: Kind
+    component: str
+    op: str
+    dtype: str
+    formula: Formula
+    tensors: int
+    why: str
+    source: str
+
+    @property
+    def amount(self) -> int:
+        """Bytes requested."""
+        return self.formula.value
+
+
+def added(formulas: Iterable[Formula]) -> Formula:
+    """The sum of formulas, equal products merged."""
+    counts: Counter[Product] = Counter()
+    for formula in formulas:
+        for count, product in formula.terms:
+            counts[product] += count
+    return Formula(tuple((count, product) for product, count in counts.items()))
+
+
+def rows(mode: Mode, depth: int) -> list[Row]:
+    """What is alive at the peak: by kind and component (1), also by op (2), or each tensor with its equals (3)."""
+    if depth == 1:
+        return [_line_row(line) for line in mode.lines]
+    if depth == 2:
+        groups: dict[tuple[str, str, str, str], list[Held]] = {}
+        for held in mode.held:
+            groups.setdefault((held.kind, held.component, held.op, held.label), []).append(held)
+        return [_group_row(group) for group in groups.values()]
+    return [_held_row(held) for held in mode.held]
+
+
+def _line_row(line: Line) -> Row:
+    words = (line.key, line.label, line.kind, line.component, "", "")
+    return Row(*words, line.formula, line.tensors, line.why, line.source)
+
+
+def _held_row(held: Held) -> Row:
+    return Row(
+        held.key,
+        held.label,
+        held.kind,
+        held.component,
+        held.op,
+        held.dtype,
+        held.formula,
+        held.tensors,
+        held.why,
+        held.source,
+    )
+
+
+def _group_row(group: list[Held]) -> Row:
+    """Tensors that one op makes for one purpose, whatever their places."""
+    first = _held_row(group[0])
+    return first._replace(
+        dtype=", ".join(dict.fromkeys(held.dtype for held in group)),
+        formula=added(held.formula for held in group),
+        tensors=sum(held.tensors for held in group),
+        why="; ".join(dict.fromkeys(held.why for held in group)),
+        source="; ".join(dict.fromkeys(held.source for held in group)),
+    )
+
+
+def component_label(key: str) -> str:
+    """A component of the parameter ledger by its name there; any other as it is."""
+    return COMPONENTS[key].label if key in COMPONENTS else key
+
+
+def memory_json(model: Resolved, memory: Memory, depth: int, command: str = "") -> MemoryJSON:
+    """The ledger as a dictionary of plain values; integers stay integers."""
+    answer = plan_json(model, memory.plan, command)
+    for mode in memory.modes:
+        answer[mode.name] = _mode_json(mode, depth)
+    answer["notes"] += [*beyond_context(model, memory.plan), NOT_IN_IT]
+    return answer
+
+
+def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
+    """What every answer of the command begins with."""
+    return {
+        "schema": "gptcalc.memory/1",
+        "command": command,
+        "model": model_json(model),
+        "plan": {
+            "batch": plan.batch,
+            "seq": plan.seq,
+            "precision": plan.precision,
+            "optimizer": plan.optimizer,
+            "optimizer_impl": plan.optimizer_impl,
+            "momentum": plan.momentum,
+            "attention": plan.attention,
+            "kv_dtype": plan.kv_dtype,
+            "logits": plan.logits,
+            "target": plan.target,
+            "torch": plan.torch,
+            "expandable_segments": plan.expandable_segments,
+            "implementation": "reference",
+        },
+        "notes": [*heading_notes(model), *model.notes],
+    }
+
+
+def _mode_json(mode: Mode, depth: int) -> ModeJSON:
+    return {
+        "totals": {**figures_json(mode.totals), "phase": mode.phase},
+        "moment": mode.moment,
+        "phases": {phase.name: {**figures_json(phase.figures), "moment": phase.moment} for phase in mode.phases},
+        "persistent": figures_json(mode.persistent),
+        "lines": [_line_json(row, mode, depth) for row in rows(mode, depth)],
+        "timeline": [
+            {
+                "phase": p.phase,
+                "label": p.label,
+                "requested": p.requested,
+                "alive": dict(p.alive.items()),
+            }
+            for p in mode.timeline
+        ],
+        "tokens": mode.tokens,
+        "device_range": {"low": mode.device[0], "high": mode.device[1]},
+        "attention": {"backend": mode.attention[0], "reason": mode.attention[1]},
+        "notes": [*mode.notes, *elsewhere(mode)],
+    }
+
+
+def figures_json(figures: Figures) -> FiguresJSON:
+    """The four figures by name."""
+    return {
+        "requested": figures.requested,
+        "rounded": figures.rounded,
+        "allocated": figures.allocated,
+        "reserved": figures.reserved,
+    }
+
+
+def _line_json(row: Row, mode: Mode, depth: int) -> MemoryLine:
+    line: MemoryLine = {
+        "key": row.key,
+        "label": row.label,
+        "kind": row.kind,
+        "component": row.component,
+        "amount": row.amount,
+        "unit": "bytes",
+        "formula": row.formula.letters,
+        "numbers": row.formula.numbers,
+        "tensors": row.tensors,
+        "share": row.amount / mode.totals.requested,
+        "why": row.why,
+        "source": row.source,
+    }
+    if depth > 1:
+        line["op"], line["dtype"] = row.op, row.dtype
+    return line
+
+
+def elsewhere(mode: Mode) -> Iterator[str]:
+    """Where another figure is greatest in another phase than `requested` is."""
+    for name in OTHERS:
+        most: int = getattr(mode.totals, name)
+        phases = [phase.name for phase in mode.phases if getattr(phase.figures, name) == most]
+        if phases and mode.phase not in phases:
+            where = " and ".join(phases)
+            yield f"{name} is greatest in {where} ({format_count(most)} bytes), requested in {mode.phase}."
+
+
+def beyond_context(model: Resolved, plan: Plan) -> Iterator[str]:
+    """A sequence longer than the model was made for, where nothing stops it."""
+    if plan.seq > model.spec.n_ctx:
+        how = {"none": "without positions"}.get(model.family.positions, f"with {model.family.positions} positions")
+        yield (
+            f"T = {format_count(plan.seq)} is beyond the context that the model was made for,"
+            f" {format_count(model.spec.n_ctx)}: {how} it runs all the same, how well is another question."
+        )
+
+
+def memory_table(memory: Memory, depth: int) -> Table:
+    """One record a line, with the mode that it belongs to."""
+    first = ("mode", "key", "label", "kind", "component", "op", "dtype")
+    keys = (*first, "formula", "numbers", "tensors", "amount", "share", "why", "source")
+    found: list[tuple[Value, ...]] = []
+    for mode in memory.modes:
+        for line in (_line_json(row, mode, depth) for row in rows(mode, depth)):
+            cells: dict[str, object] = {"mode": mode.name, "op": "", "dtype": "", **line}
+            found.append(tuple(_flat(cells[key]) for key in keys))
+    return Table("", tuple(Column(key, key) for key in keys), tuple(found))
+
+
+def _flat(value: object) -> Value:
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return value if isinstance(value, str | int) else str(value)

@@ -1,0 +1,106 @@
+"""The memory witnesses: what a plan takes, held against real PyTorch.
+
+`saved-tensors` and `trace` run the reference module on the meta device, without kernels' own buffers, which no op
+shows; `cuda` runs it on the local GPU. What they see is compared with the tape's recording of the same plan.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from gptcalc.allocator import Figures
+from gptcalc.catalog import Resolved
+from gptcalc.ledger.evidence import Evidence, Finding
+from gptcalc.ledger.memory import PHASES, ModeName, attention_choices, record
+from gptcalc.plan import Plan
+from gptcalc.tape.replay import Recording, replay
+from gptcalc.units import format_count
+
+#: What torch's dtypes are called here, where that differs.
+TORCH_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "uint64": "int64"}
+#: A witness of what a model takes under a plan, in the modes asked for.
+MemoryWitness = Callable[[Resolved, Plan, Sequence[ModeName]], tuple[Evidence, ...]]
+
+
+def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
+    """Every tensor that autograd keeps in a training step's forward pass, by size and dtype."""
+    from gptcalc.witness.saved_tensors import saved
+
+    if "training" not in modes:
+        return (Evidence("saved-tensors", "inference", skipped="it keeps nothing for a backward pass"),)
+    plan = _settled(model, plan, "training")
+    found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in saved(model.spec, plan))
+    expected = _kept(record("training", model.spec, plan, None))
+    findings = tuple(
+        Finding("saved tensors", f"{format_count(size)} bytes, {dtype}", str(ours), str(theirs))
+        for size, dtype in sorted(expected.keys() | found.keys(), reverse=True)
+        if (ours := expected[size, dtype]) != (theirs := found[size, dtype])
+    )
+    n_bytes = sum(size * n for (size, _), n in found.items())
+    subject = f"gptcalc.modules on meta, {_words(plan)}"
+    return (Evidence("saved-tensors", subject, found.total(), findings=findings, bytes=n_bytes),)
+
+
+def _kept(recording: Recording) -> Counter[tuple[int, str]]:
+    """Sizes and dtypes of what the last forward pass leaves for the backward pass, over all layers."""
+    stage = [stage for stage in recording.record.stages if stage.name == "forward"][-1]
+    kept: Counter[tuple[int, str]] = Counter()
+    for run in recording.runs(stage):
+        for slot, alloc, _ in run.events:
+            if alloc and slot.keepers:
+                kept[slot.bytes, slot.tensor.dtype] += len(run.layers)
+    return kept
+
+
+def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
+    """Every allocation and free of the steps, through the allocator: the figures of each phase."""
+    from gptcalc.witness.trace import replay as figures_of
+    from gptcalc.witness.trace import trace_inference, trace_training
+
+    seen = []
+    for mode in modes:
+        settled = _settled(model, plan, mode)
+        traced = trace_training(model.spec, settled) if mode == "training" else trace_inference(model.spec, settled)
+        peaks = figures_of(traced, expandable=plan.expandable_segments)
+        last = max(peak.step for peak in peaks)
+        found = {peak.phase: peak.figures for peak in peaks if peak.step == last}
+        recording = record(mode, model.spec, settled, None)
+        n_events = sum(len(phase.events) for phase in traced.phases)
+        seen.append(
+            Evidence(
+                "trace",
+                f"{mode} on meta, {_words(settled)}",
+                n_events,
+                findings=tuple(_differences(mode, _phases(recording, plan), found)),
+                bytes=max(figures.requested for figures in found.values()),
+            )
+        )
+    return tuple(seen)
+
+
+def _phases(recording: Recording, plan: Plan) -> dict[str, Figures]:
+    """The last figures of each phase."""
+    names = [stage.name for stage in recording.record.stages]
+    blocks = replay(recording, expandable=plan.expandable_segments)
+    return dict(zip(names, (peak for peak, _ in blocks), strict=True))
+
+
+def _differences(mode: ModeName, expected: dict[str, Figures], found: dict[str, Figures]) -> Iterator[Finding]:
+    for phase in PHASES[mode]:
+        for figure, ours, theirs in zip(Figures._fields, expected[phase], found[phase], strict=True):
+            if ours != theirs:
+                yield Finding(f"{phase}, {figure}", f"{mode} step", format_count(ours), format_count(theirs))
+
+
+def _settled(model: Resolved, plan: Plan, mode: ModeName) -> Plan:
+    """The plan with the attention kernel that torch would pick: on meta there is none to pick."""
+    choices = attention_choices(model.spec, plan, training=mode == "training")
+    return plan.model_copy(update={"attention": choices[0].backend})
+
+
+def _words(plan: Plan) -> str:
+    update = f"{plan.optimizer} {plan.optimizer_impl}"
+    return f"{plan.batch} × {plan.seq} tokens, {plan.precision}, {plan.attention} attention, {update}"
+
+
+#: Every memory witness by name.
+MEMORY_WITNESSES: dict[str, MemoryWitness] = {"saved-tensors": saved_tensors, "trace": trace}
