@@ -14,8 +14,8 @@ from gptcalc.tape.rows import Tensor
 def joins(x: Tensor, *axes: Dim) -> bool:
     """Whether `axes`, the outermost first, can be read as one, by one stride [TensorUtils.cpp, computeStride].
 
-    Of values that lie as (B, T, N, H), B and T join; B and N do not, since from the last head of a sequence to the first
-    of the next one it is farther than from head to head. Axes of one element are in nobody's way.
+    Of values that lie as (B, T, N, H), B and T join; B and N do not: from the last head of a sequence to the first of
+    the next one is farther than from head to head. Axes of one element are in nobody's way.
     """
     lies = x.dims if x.bytes == x.owner.bytes else x.owner.dims
     steps = list(accumulate((dim.size for dim in reversed(lies[1:])), mul, initial=1))[::-1]

@@ -422,7 +422,7 @@ def add_in_place(x: Tensor, other: Tensor, label: str) -> Op:
     return whole("aten::add_", (x, other), Tensor(label, x.dims, x.dtype, base=x))
 
 
-def safe_softmax(x: Tensor, zero: Tensor, hidden: Tensor, shares: Tensor, label: str) -> Op:
-    """Zeros in rows of x that are all `hidden`, else the `shares`; the output alone is kept."""
-    op = whole("aten::_safe_softmax", (x, hidden, zero, shares), made(x, label))
+def safe_softmax(x: Tensor, shares: Tensor, none: Tensor, zero: Tensor, label: str) -> Op:
+    """The `shares`, but `zero` where of a row of x there is `none`; the output alone is kept."""
+    op = whole("aten::_safe_softmax", (x, none, zero, shares), made(x, label))
     return op._replace(saves=(op.output,))

@@ -102,5 +102,12 @@ def _words(plan: Plan) -> str:
     return f"{plan.batch} × {plan.seq} tokens, {plan.precision}, {plan.attention} attention, {update}"
 
 
+def cuda(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
+    """The steps on the local GPU, each phase against the prediction for that device and release."""
+    from gptcalc.witness.cuda import cuda as run
+
+    return run(model, plan, modes)
+
+
 #: Every memory witness by name.
-MEMORY_WITNESSES: dict[str, MemoryWitness] = {"saved-tensors": saved_tensors, "trace": trace}
+MEMORY_WITNESSES: dict[str, MemoryWitness] = {"saved-tensors": saved_tensors, "trace": trace, "cuda": cuda}
