@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Where the logarithms of mem-efficient attention's sums are padded to [kAlignLSE, mem_eff_attention].
 LSE_ALIGNMENT = 32
+#: Head sizes that flash attention takes are multiples of this.
+FLASH_ALIGNMENT = 8
 
 
 class Given(NamedTuple):
@@ -28,8 +30,9 @@ Attend = Callable[["MultiHeadAttention", Setting, Rows, Given], Tensor]
 
 def fused(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given) -> Tensor:
     """One kernel, by `setting.attention`: flash, cuDNN's, or the mem-efficient one. The output is (B, T, N, H)."""
-    query, key, value = given
-    batch, seq, heads = query.dims[0], query.dims[1], query.dims[2]
+    pads = _is_padded(setting, given.query)
+    query, key, value = _padded(rows, given) if pads else given
+    batch, heads, seq, _ = _axes(query)
     seeds = (Tensor("dropout state", (Dim("2", 2),), "int64"), Tensor("dropout offset", (), "int64"))
     axes: tuple[Dim, ...] = (batch, heads, seq)
     if setting.attention == "efficient":
@@ -39,7 +42,28 @@ def fused(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given
         seeds = (Tensor("dropout state", (), "int64"), Tensor("dropout offset", (), "int64"))
     lse = Tensor("log-sum-exp of the scores", axes, "fp32")
     op = tape.attention(setting.attention, query, key, value, "weighted values", lse, seeds)
-    return rows(op._replace(drops_out=setting.training and part.dropout > 0))
+    out = rows(op._replace(drops_out=setting.training and part.dropout > 0))
+    if not pads:
+        return out
+    cut = rows(tape.cut(out, "weighted values, cut back", batch, heads, seq, given.query.dims[-1]))
+    rows.drop(query, key, value, out)
+    return cut
+
+
+def _is_padded(setting: Setting, x: Tensor) -> bool:
+    """Whether heads of a size that flash does not take are padded with zeros [attention.cpp, pad_last_dim]."""
+    return setting.attention == "flash" and x.dims[-1].size % FLASH_ALIGNMENT > 0
+
+
+def _padded(rows: Rows, given: Given) -> Given:
+    """Copies (B, heads, T, ⌈H⌉8)."""
+    found = []
+    for x in given:
+        batch, heads, seq, size = _axes(x)
+        wide = Dim("⌈H⌉8", ceil_div(size.size, FLASH_ALIGNMENT) * FLASH_ALIGNMENT)
+        out = tape.made(x, f"padded {x.label}", batch, heads, seq, wide)
+        found.append(rows(tape.whole("aten::constant_pad_nd", (x,), out)))
+    return Given(*found)
 
 
 # --- Written out: one kernel after the other --------------------------------------------------------------------------
@@ -224,12 +248,13 @@ def by_head(part: "MultiHeadAttention", setting: Setting, rows: Rows, x: Tensor)
 def _gradient(part: "MultiHeadAttention", setting: Setting, x: Tensor) -> Tensor:
     """The gradient of query, key or value in the order in which it comes back from attention.
 
-    A fused kernel keeps the order of x. A product of matrices leaves (B, heads, T, H), and for the key, which is read
-    transposed, (B, heads, H, T); for heads that share a key these are summed, which makes it (B, heads, T, H).
+    A fused kernel keeps the order of x, unless x was padded. A product of matrices leaves (B, heads, T, H), and for the
+    key, which is read transposed, (B, heads, H, T); for heads that share a key these are summed, which makes it (B, heads, T, H).
     """
     batch, seq, heads, size = x.dims
     if BACKENDS[setting.attention] is fused:
-        return tape.made(x, "gradient")
+        padded = (batch, heads, seq, size) if _is_padded(setting, x) else ()
+        return tape.made(x, "gradient", *padded)
     if x.label.startswith("key") and part.n_heads == part.n_kv_heads:
         return tape.made(x, "gradient", batch, heads, size, seq)
     return tape.made(x, "gradient", batch, heads, seq, size)

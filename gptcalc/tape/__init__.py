@@ -23,6 +23,7 @@ from gptcalc.tape.rows import bmm as bmm
 from gptcalc.tape.rows import cast as cast
 from gptcalc.tape.rows import clone as clone
 from gptcalc.tape.rows import copied_back as copied_back
+from gptcalc.tape.rows import cut as cut
 from gptcalc.tape.rows import divide as divide
 from gptcalc.tape.rows import dropout as dropout
 from gptcalc.tape.rows import embedding as embedding

@@ -224,6 +224,17 @@ def _negate_backward(op: Op, dys: Incoming) -> Found:
     return Found((whole("aten::neg", dys.values(), gradient(x)),), {x: gradient(x)})
 
 
+def _cut_backward(op: Op, dys: Incoming) -> Found:
+    x = op.reads[0].tensor
+    return Found((whole("aten::slice_backward", dys.values(), gradient(x)),), {x: gradient(x)})
+
+
+def _pad_backward(op: Op, dys: Incoming) -> Found:
+    """What was padded is cut off, into a new tensor."""
+    x = op.reads[0].tensor
+    return Found((whole(op.name, dys.values(), gradient(x)),), {x: gradient(x)})
+
+
 def _join_backward(op: Op, dys: Incoming) -> Found:
     """Each input's gradient is a view of the output's."""
     return Found((), {x: gradient(x)._replace(base=dys[op.output]) for x in _inputs(op)})
@@ -333,6 +344,8 @@ _RULES: dict[str, Callable[[Op, Incoming], Found]] = {
     "aten::nll_loss_forward": _nll_loss_backward,
     "aten::neg": _negate_backward,
     "aten::cat": _join_backward,
+    "aten::slice": _cut_backward,
+    "aten::constant_pad_nd": _pad_backward,
     "aten::_to_copy": _cast_backward,
     "aten::split_with_sizes": _split_backward,
     "aten::view": _spread_backward,

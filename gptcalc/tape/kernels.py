@@ -179,12 +179,12 @@ class CudaKernels:
         self._taken = taken
 
     def multiplies(self, op: Op) -> bool:
-        """Whether the op is a product of matrices by cuBLAS."""
-        return op.name in PRODUCTS
+        """Whether the op is a product of matrices by cuBLAS; an empty one never gets there."""
+        return op.name in PRODUCTS and op.output.bytes > 0
 
     def buffers(self, op: Op) -> tuple[Tensor, ...]:
         """What the kernel of `op` takes after its outputs, and gives back."""
-        if op.name in PRODUCTS:
+        if self.multiplies(op):
             found: tuple[Tensor, ...] = (self._taken,) if self.per_call else ()
             if op.name == "aten::addmm" and self.torch < LT_SHARES_SINCE:
                 found += (Tensor("cuBLASLt workspace", (Dim(f"{LT_WORKSPACE:,}", LT_WORKSPACE),), "uint8"),)
@@ -218,11 +218,11 @@ def _flash_forward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
     """
     if op.drops_out:
         return ()
-    query, key = op.reads[0].tensor, op.reads[1].tensor
-    batch, seq, heads, size = query.dims
+    batch, seq, heads, size = _axes(op.reads[0].tensor)
+    keys = _axes(op.reads[1].tensor)[1]
     per_block = 256 if size.size <= 64 else 128 if size.size <= 128 else 64
     blocks = batch.size * heads.size * ceil_div(seq.size, 64)
-    n_splits = splits(blocks, chip.n_sms * 2, ceil_div(key.dims[1].size, per_block))
+    n_splits = splits(blocks, chip.n_sms * 2, ceil_div(keys.size, per_block))
     if n_splits == 1:
         return ()
     parts, padded = Dim("splits", n_splits), Dim("⌈H⌉32", ceil_div(size.size, 32) * 32)
@@ -230,6 +230,12 @@ def _flash_forward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
         Tensor("log-sum-exp of each split", (parts, batch, heads, seq), "fp32"),
         Tensor("output of each split", (parts, batch, heads, seq, padded), "fp32"),
     )
+
+
+def _axes(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:
+    """Batch, tokens, heads, head size, in whichever order they lie."""
+    batch, first, second, size = x.dims
+    return (batch, second, first, size) if first.letter in "NK" else (batch, first, second, size)
 
 
 def splits(blocks: int, n_sms: int, n_key_blocks: int, most: int = 128) -> int:
@@ -251,15 +257,16 @@ def _flash_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
     [flash_api.cpp, mha_bwd].
     """
     query, key = (access.tensor for access in op.writes[:2])
-    batch, seq, heads, size = query.dims
+    batch, seq, heads, size = _axes(query)
+    keys, shared = _axes(key)[1:3]
     rows = Dim("⌈T⌉128", ceil_div(seq.size, 128) * 128)
     padded = Dim("⌈H⌉32", ceil_div(size.size, 32) * 32)
     found: tuple[Tensor, ...] = (
         Tensor("row sums of the softmax's gradient", (batch, heads, rows), "fp32"),
         Tensor("gradient of the query, accumulated", (batch, rows, heads, padded), "fp32"),
     )
-    if key.dims[2].size < heads.size:
-        expanded = (batch, key.dims[1], heads, size)
+    if shared.size < heads.size:
+        expanded = (batch, keys, heads, size)
         found += (
             Tensor("gradient of the key for all heads", expanded, key.dtype),
             Tensor("gradient of the value for all heads", expanded, key.dtype),
@@ -269,7 +276,7 @@ def _flash_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
 
 def _efficient_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
     """Row sums in fp32 [attention_backward.cu]; what heads of more than 128 take on top is not known."""
-    batch, seq, heads, _ = op.output.dims
+    batch, seq, heads, _ = _axes(op.output)
     return (Tensor("row sums of the softmax's gradient", (batch, heads, seq), "fp32"),)
 
 
@@ -284,10 +291,24 @@ def _layer_norm_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
     return tuple(Tensor(label, (blocks, width), x.dtype) for label in labels)
 
 
+def _put_rows(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """Where rows are added up by place, the places are sorted [Indexing.cu, index_put_with_sort_kernel]."""
+    places = op.reads[0].tensor
+    labels = ("places in one number", "sorted places", "order of the places", "ranges of equal places")
+    return tuple(Tensor(label, places.dims, "int64") for label in labels)
+
+
+def _sort(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """The indices that a stable sort carries along [Sort.cu]."""
+    return (Tensor("indices to be sorted", op.output.dims, "int64"),)
+
+
 _BUFFERS: dict[str, Callable[[Op, Chip], tuple[Tensor, ...]]] = {
     "aten::embedding_dense_backward": _embedding_backward,
     "aten::_scaled_dot_product_flash_attention": _flash_forward,
     "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
     "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
     "aten::native_layer_norm_backward": _layer_norm_backward,
+    "aten::_index_put_impl_": _put_rows,
+    "aten::sort": _sort,
 }

@@ -402,6 +402,11 @@ def copied_back(x: Tensor, label: str) -> Op:
     return whole("aten::transpose", (x,), Tensor(label, x.dims, x.dtype, base=x))
 
 
+def cut(x: Tensor, label: str, *dims: Dim) -> Op:
+    """The first elements of x along an axis: a view, whose gradient is filled up with zeros."""
+    return whole("aten::slice", (x,), Tensor(label, dims, x.dtype, base=x))
+
+
 def clone(x: Tensor, label: str, *dims: Dim) -> Op:
     """A copy of x that is dense in the order of `dims`."""
     return whole("aten::clone", (x,), made(x, label, *dims))

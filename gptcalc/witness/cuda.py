@@ -31,13 +31,12 @@ from gptcalc.ledger.snapshot import (
     gaps,
     recorded,
 )
-from gptcalc.modules import Decoder, build
 from gptcalc.modules.checks import trusted
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.units import format_count
-from gptcalc.witness.meta import DTYPES
-from gptcalc.witness.trace import _optimizer
+from gptcalc.witness.meta import DTYPES, decoder
+from gptcalc.witness.trace import optimizer_of
 
 #: Steps of training; the last one is measured. By then the optimizer has its states, and cuBLAS its workspaces.
 STEPS = 3
@@ -258,17 +257,6 @@ def _failure(error: RuntimeError, where: str) -> str:
     return f"out of memory in {where}: {short}" if out else f"{where} failed: {text}"
 
 
-def _decoder(spec: Spec, plan: Plan, place: str) -> Decoder:
-    """The decoder, its weights made in the plan's precision at once."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[plan.precision])
-    try:
-        with torch.device(place):
-            return build(spec, attention=plan.attention)
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _tokens(spec: Spec, batch: int, seq: int, place: str) -> Tensor:
     return torch.randint(spec.n_vocab, (batch, seq), device=place)
 
@@ -277,9 +265,9 @@ def _train(run: _Run, spec: Spec, plan: Plan, steps: int) -> Taken:
     """`steps` steps as a user writes them; what stays after the last."""
     place = run.gpu.place
     with run.phase("build"):
-        model = _decoder(spec, plan, place).train()
+        model = decoder(spec, plan, place).train()
         ids, targets = (_tokens(spec, plan.batch, plan.seq, place) for _ in range(2))
-        optimizer = _optimizer(plan, list(model.parameters()))
+        optimizer = optimizer_of(plan, list(model.parameters()))
     for step in range(1, steps + 1):
         with run.phase("forward", step):
             if step == 1:
@@ -302,7 +290,7 @@ def _infer(run: _Run, spec: Spec, plan: Plan) -> Taken:
     place, last_only = run.gpu.place, plan.logits == "last"
     with torch.no_grad(), run.watching():
         with run.phase("build"):
-            model = _decoder(spec, plan, place).eval()
+            model = decoder(spec, plan, place).eval()
             cache = model.make_cache(plan.batch, plan.seq, DTYPES[plan.kv_dtype])
             prompt, token = (_tokens(spec, plan.batch, seq, place) for seq in (plan.seq, 1))
         with run.phase("prefill", 1):

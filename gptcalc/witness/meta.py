@@ -1,4 +1,4 @@
-"""The reference decoder and its inputs on the meta device, as the traced scripts make them."""
+"""The reference decoder as the scripts of the memory witnesses make it, and inputs without values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gptcalc.spec import Spec
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def decoder(spec: Spec, plan: Plan) -> Decoder:
-    """The decoder of `spec`, its weights in the plan's precision, made in that dtype at once."""
+def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
+    """The decoder of `spec` on a device, its weights in the plan's precision, made in that dtype at once."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[plan.precision])
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return build(spec, attention=plan.attention)
     finally:
         torch.set_default_dtype(before)
 
 
 def token_ids(batch: int, seq: int) -> Tensor:
-    """Token IDs, or targets, (B, T) in int64."""
+    """Token IDs, or targets, (B, T) in int64 on the meta device."""
     return torch.empty(batch, seq, dtype=torch.int64, device="meta")

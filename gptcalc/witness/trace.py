@@ -181,7 +181,7 @@ def trace_training(spec: Spec, plan: Plan, steps: int = 2) -> Trace:
         with recorder.phase("build"):
             model = decoder(spec, plan).train()
             ids, targets = token_ids(plan.batch, plan.seq), token_ids(plan.batch, plan.seq)
-            optimizer = _optimizer(plan, list(model.parameters()))
+            optimizer = optimizer_of(plan, list(model.parameters()))
         for step in range(1, steps + 1):
             with recorder.phase("forward", step):
                 loss = model(ids, targets).loss
@@ -216,7 +216,7 @@ def trace_inference(spec: Spec, plan: Plan) -> Trace:
     return Trace(tuple(recorder.phases))
 
 
-def _optimizer(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer_of(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """As torch has it, with its defaults; the implementation is said outright, since torch picks none on meta."""
     how: dict[str, Any] = {"foreach": plan.optimizer_impl == "foreach", "fused": plan.optimizer_impl == "fused"}
     if plan.optimizer == "sgd":

@@ -1,0 +1,126 @@
+"""Steps as the tape has them and as torch runs them, in terms that can be compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+from support import toy_configs
+
+from gptcalc.catalog import resolve
+from gptcalc.ledger.step import inference, training
+from gptcalc.optimizers import optimizer
+from gptcalc.plan import Plan
+from gptcalc.tape.kernels import torch_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gptcalc.spec import Spec
+    from gptcalc.tape.record import Kernels
+    from gptcalc.tape.replay import Recording
+
+#: More layers than any model here has: none is folded.
+ALL = 1_000_000
+#: torch's names of the dtypes that the tape has.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+#: A toy of each family, of odd sizes.
+SIZES = {"vocab_size": 67, "n_positions": 19, "n_embd": 40, "n_layer": 2, "n_head": 5}
+GPT2 = {"model_type": "gpt2"} | SIZES
+GPT1 = {"model_type": "openai-gpt"} | SIZES
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 71,
+    "max_position_embeddings": 23,
+    "hidden_size": 42,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 47,
+}
+MULTI_QUERY = LLAMA | {"num_key_value_heads": 1}
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
+FAMILIES = {"gpt2": GPT2, "gpt1": GPT1, "llama": LLAMA, "multi-query": MULTI_QUERY, "mixtral": MIXTRAL}
+#: Every pair of optimizer and implementation, and SGD with a memory too.
+OPTIMIZERS = [
+    {"optimizer": name, "optimizer_impl": impl, "momentum": momentum}
+    for name, momentum in (("adamw", 0.0), ("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9))
+    for impl in ("foreach", "fused", "for-loop")
+]
+#: What happens in a phase: allocations in order, each after the frees since the one before, whose order is left open.
+Happens = list[tuple[int, Counter[int]]]
+
+
+def tape_training(
+    spec: Spec, plan: Plan, *, kernels: Kernels | None = None, n_steps: int = 2, recorded: int = ALL
+) -> Recording:
+    """Training with the attention and the optimizer of the plan."""
+    update = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, torch_version(plan.torch))
+    backends = [plan.attention] * len(spec.layers)
+    return training(spec, plan, backends, update, kernels, n_steps=n_steps, recorded=recorded)
+
+
+def tape_inference(spec: Spec, plan: Plan, *, recorded: int = ALL) -> Recording:
+    """Inference with the attention of the plan, without what kernels take for themselves."""
+    return inference(spec, plan, [plan.attention] * len(spec.layers), None, recorded=recorded)
+
+
+def happens(events: Iterable[tuple[bool, int]]) -> Happens:
+    """Of events (whether it is an allocation, bytes): the bytes of each allocation, with the frees before it."""
+    found: Happens = []
+    freed: Counter[int] = Counter()
+    for is_alloc, size in events:
+        if is_alloc:
+            found.append((size, freed))
+            freed = Counter()
+        else:
+            freed[size] += 1
+    return [*found, (0, freed)]
+
+
+def of_tape(recording: Recording) -> list[tuple[str, Happens]]:
+    """Every phase of a recording of all layers."""
+    return [
+        (stage.name, happens((event.alloc, event.slot.bytes) for run in recording.runs(stage) for event in run.events))
+        for stage in recording.record.stages
+    ]
+
+
+def of_trace(trace: Any) -> list[tuple[str, Happens]]:
+    """Every phase of a trace."""
+    return [
+        (phase.name, happens((event.kind == "alloc", event.bytes) for event in phase.events)) for phase in trace.phases
+    ]
+
+
+@st.composite
+def toy_specs(draw: st.DrawFn) -> tuple[Spec, str]:
+    """A toy model with any of torch's attention kernels that run with it, in a precision of its own."""
+    config, own = draw(toy_configs())
+    own["activation"] = draw(st.sampled_from(["gelu", "gelu_new", "relu", "silu"]))
+    for field in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+        own[field] = draw(st.sampled_from([0.0, 0.1]))
+    backends = ["flash", "cudnn", "math", "eager"]
+    if own["n_kv_heads"] == own["n_heads"]:
+        backends += ["efficient", "efficient"]
+    backend = draw(st.sampled_from(backends))
+    if backend in ("flash", "cudnn"):
+        own["d_head"] = draw(st.sampled_from([8, 16, 24]))
+    return resolve(config, own).spec, backend
+
+
+@st.composite
+def toy_plans(draw: st.DrawFn, **fields: st.SearchStrategy[Any]) -> tuple[Spec, Plan]:
+    """A toy model and a plan for it, with `fields` of its own."""
+    spec, backend = draw(toy_specs())
+    longest = spec.n_ctx if spec.positions is not None and spec.positions.kind == "learned" else 20
+    half_only = backend in ("flash", "cudnn")
+    plan = {
+        "batch": draw(st.integers(1, 4)),
+        "seq": draw(st.integers(1, longest)),
+        "precision": draw(st.sampled_from(["bf16", "fp16"] if half_only else ["fp32", "bf16", "fp16"])),
+        "attention": backend,
+    }
+    return spec, Plan(**plan, **{name: draw(values) for name, values in fields.items()})
