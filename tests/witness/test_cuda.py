@@ -271,14 +271,14 @@ def test_running_out_of_memory_is_a_result(
 def test_after_running_out_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of a run that failed are let go, so that the next one has the whole card."""
     seen: list[weakref.ref[Any]] = []
-    build = cuda.build
+    build = cuda.decoder
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         model = build(*args, **kwargs)
         seen.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(cuda, "build", watched)
+    monkeypatch.setattr(cuda, "decoder", watched)
     monkeypatch.setattr(torch.optim.AdamW, "step", _full)
     assert cuda.measure(SPEC, PLAN, "training", gpu=gpu(of_tape("training"))).skipped
     assert seen[0]() is None
