@@ -249,7 +249,7 @@ def _gradient(part: "MultiHeadAttention", setting: Setting, x: Tensor) -> Tensor
     """The gradient of query, key or value in the order in which it comes back from attention.
 
     A fused kernel keeps the order of x, unless x was padded. A product of matrices leaves (B, heads, T, H), and for the
-    key, which is read transposed, (B, heads, H, T); for heads that share a key these are summed, which makes it (B, heads, T, H).
+    key, which is read transposed, (B, heads, H, T); for heads that share a key these are summed: (B, heads, T, H).
     """
     batch, seq, heads, size = x.dims
     if BACKENDS[setting.attention] is fused:

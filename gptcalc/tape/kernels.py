@@ -56,6 +56,8 @@ WORKSPACE_PER_CALL_SINCE = (2, 15)
 CUDNN_FIRST_SINCE, CUDNN_FIRST_ON = (2, 13), ((9, 0), (10, 0))
 #: From here on mem-efficient attention takes grouped heads (PR #191085).
 GROUPED_EFFICIENT_SINCE = (2, 14)
+#: Flash's kernels for heads of 224 are no more from the first on, those for 160 from the second [flash_api.cpp].
+NO_HEADS_OF_224_SINCE, NO_HEADS_OF_160_SINCE = (2, 7), (2, 11)
 #: The head sizes that flash and cuDNN's attention take.
 FLASH_LARGEST, CUDNN_LARGEST, CUDNN_STEP = 256, 128, 8
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
@@ -189,10 +191,16 @@ class CudaKernels:
             if op.name == "aten::addmm" and self.torch < LT_SHARES_SINCE:
                 found += (Tensor("cuBLASLt workspace", (Dim(f"{LT_WORKSPACE:,}", LT_WORKSPACE),), "uint8"),)
             return found
-        return _BUFFERS[op.name](op, self.chip) if op.name in _BUFFERS else ()
+        return _BUFFERS[op.name](op, self) if op.name in _BUFFERS else ()
+
+    def padded_head(self, size: Dim) -> Dim:
+        """The heads that flash's accumulators are laid out for: the next larger ones that it is compiled for."""
+        step = 64 if size.size > 128 and self.torch >= NO_HEADS_OF_160_SINCE else 32
+        padded = ceil_div(size.size, step) * step
+        return Dim("⌈H⌉", 256 if padded == 224 and self.torch >= NO_HEADS_OF_224_SINCE else padded)
 
 
-def _embedding_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001  every kernel's signature
+def _embedding_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001  every kernel's signature
     """IDs sorted and in order, their ranges, the segments' offsets, the partial sums in fp32.
 
     [EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel]: there are at most ⌊M/10⌋ + min(M, V) partial sums.
@@ -211,24 +219,27 @@ def _embedding_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG0
     )
 
 
-def _flash_forward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
+def _flash_forward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
     """Where few blocks of queries leave SMs idle, the keys are split and the parts accumulated in fp32.
 
-    [flash_api.cpp, set_params_splitkv and num_splits_heuristic]; not with dropout.
+    Not with dropout. The heads that share a key become the queries of one, where each has a single query.
+    [flash_api.cpp, mha_fwd, set_params_splitkv and num_splits_heuristic]
     """
     if op.drops_out:
         return ()
     batch, seq, heads, size = _axes(op.reads[0].tensor)
-    keys = _axes(op.reads[1].tensor)[1]
+    keys, shared = _axes(op.reads[1].tensor)[1:3]
+    if seq.size == 1 and shared.size < heads.size:
+        seq, heads = Dim("N/K", heads.size // shared.size), shared
     per_block = 256 if size.size <= 64 else 128 if size.size <= 128 else 64
     blocks = batch.size * heads.size * ceil_div(seq.size, 64)
-    n_splits = splits(blocks, chip.n_sms * 2, ceil_div(keys.size, per_block))
+    n_splits = splits(blocks, device.chip.n_sms * 2, ceil_div(keys.size, per_block))
     if n_splits == 1:
         return ()
-    parts, padded = Dim("splits", n_splits), Dim("⌈H⌉32", ceil_div(size.size, 32) * 32)
+    parts = Dim("splits", n_splits)
     return (
         Tensor("log-sum-exp of each split", (parts, batch, heads, seq), "fp32"),
-        Tensor("output of each split", (parts, batch, heads, seq, padded), "fp32"),
+        Tensor("output of each split", (parts, batch, heads, seq, device.padded_head(size)), "fp32"),
     )
 
 
@@ -251,7 +262,7 @@ def splits(blocks: int, n_sms: int, n_key_blocks: int, most: int = 128) -> int:
     return next((n for n, share in used.items() if share >= 0.85 * max(used.values())), 1)
 
 
-def _flash_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+def _flash_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
     """Row sums and the gradient of the query in fp32; grouped heads: the gradients of key and value for all heads.
 
     [flash_api.cpp, mha_bwd].
@@ -260,10 +271,9 @@ def _flash_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
     batch, seq, heads, size = _axes(query)
     keys, shared = _axes(key)[1:3]
     rows = Dim("⌈T⌉128", ceil_div(seq.size, 128) * 128)
-    padded = Dim("⌈H⌉32", ceil_div(size.size, 32) * 32)
     found: tuple[Tensor, ...] = (
         Tensor("row sums of the softmax's gradient", (batch, heads, rows), "fp32"),
-        Tensor("gradient of the query, accumulated", (batch, rows, heads, padded), "fp32"),
+        Tensor("gradient of the query, accumulated", (batch, rows, heads, device.padded_head(size)), "fp32"),
     )
     if shared.size < heads.size:
         expanded = (batch, keys, heads, size)
@@ -274,36 +284,36 @@ def _flash_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
     return found
 
 
-def _efficient_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+def _efficient_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001
     """Row sums in fp32 [attention_backward.cu]; what heads of more than 128 take on top is not known."""
     batch, seq, heads, _ = _axes(op.output)
     return (Tensor("row sums of the softmax's gradient", (batch, heads, seq), "fp32"),)
 
 
-def _layer_norm_backward(op: Op, chip: Chip) -> tuple[Tensor, ...]:
+def _layer_norm_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
     """Partial sums of the weight's and bias's gradients, for many rows of small width [layer_norm_kernel.cu]."""
     x = op.output
     rows, width = product_size(x.dims[:-1]), x.dims[-1]
-    if rows <= 65536 or width.size / 32 >= chip.n_sms / 2:
+    if rows <= 65536 or width.size / 32 >= device.chip.n_sms / 2:
         return ()
     blocks = Dim("⌈M/32⌉", min(ceil_div(rows, 32), 32768 // ceil_div(width.size, 32)))
     labels = [f"partial sums of the {access.tensor.label}" for access in op.writes[1:]]
     return tuple(Tensor(label, (blocks, width), x.dtype) for label in labels)
 
 
-def _put_rows(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+def _put_rows(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001
     """Where rows are added up by place, the places are sorted [Indexing.cu, index_put_with_sort_kernel]."""
     places = op.reads[0].tensor
     labels = ("places in one number", "sorted places", "order of the places", "ranges of equal places")
     return tuple(Tensor(label, places.dims, "int64") for label in labels)
 
 
-def _sort(op: Op, chip: Chip) -> tuple[Tensor, ...]:  # noqa: ARG001
+def _sort(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001
     """The indices that a stable sort carries along [Sort.cu]."""
     return (Tensor("indices to be sorted", op.output.dims, "int64"),)
 
 
-_BUFFERS: dict[str, Callable[[Op, Chip], tuple[Tensor, ...]]] = {
+_BUFFERS: dict[str, Callable[[Op, CudaKernels], tuple[Tensor, ...]]] = {
     "aten::embedding_dense_backward": _embedding_backward,
     "aten::_scaled_dot_product_flash_attention": _flash_forward,
     "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
