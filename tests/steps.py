@@ -106,7 +106,7 @@ def toy_specs(draw: st.DrawFn) -> tuple[Spec, str]:
     if own["n_kv_heads"] == own["n_heads"]:
         backends += ["efficient", "efficient"]
     backend = draw(st.sampled_from(backends))
-    if backend in ("flash", "cudnn"):
+    if backend == "cudnn":
         own["d_head"] = draw(st.sampled_from([8, 16, 24]))
     return resolve(config, own).spec, backend
 
