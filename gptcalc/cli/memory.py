@@ -28,7 +28,7 @@ def memory(
         typer.Option("--scope", metavar="NAME", help="model, or embedding: that stage by itself. (default: model)"),
     ] = None,
     depth: Annotated[
-        int, typer.Option("--depth", metavar="1|2|3", help="1: components, 2: by op, 3: every tensor.")
+        int, typer.Option("--depth", metavar="1|2|3", help="1: components, 2: what each op made, 3: every tensor.")
     ] = 1,
     timeline: Annotated[bool, typer.Option("--timeline", help="Draw what is alive over the step.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Add why each line is there, and who says so.")] = False,

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 from gptcalc.formula import Dim, Formula, Product, ordered
 from gptcalc.inventory import Slice, Weight, inventory
 from gptcalc.ledger.components import COMPONENTS
-from gptcalc.ledger.reasons import KIND_REASONS, why
+from gptcalc.ledger.reasons import KIND_REASONS, op_words, why
 from gptcalc.parts.block import Block
 from gptcalc.spec import Spec
 from gptcalc.tape.record import Slot
@@ -19,6 +19,8 @@ Kind = Literal[
     "weights", "gradients", "optimizer", "kv_cache", "inputs", "activations", "logits", "temporary", "workspace"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+#: Kinds of which a line says the op: what an op makes of its inputs, not what there is one of for each weight.
+BY_OP: tuple[Kind, ...] = ("activations", "logits", "temporary")
 
 
 class Held(NamedTuple):
@@ -45,12 +47,13 @@ class Held(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Tensors of one kind and component: the sum of their `Held`."""
+    """Tensors of one kind and component, in kinds `BY_OP` those by one `op`: the sum of their `Held`."""
 
     key: str
     label: str
     kind: Kind
     component: str
+    op: str
     formula: Formula
     tensors: int
     why: str
@@ -114,24 +117,30 @@ class Alive:
             )
 
     def lines(self) -> Iterator[Line]:
-        """By kind and component; a fused weight is cut into the components that it holds."""
-        groups: dict[tuple[Kind, str], list[tuple[Formula, _Alive]]] = {}
+        """By kind and component, some kinds by op too; a fused weight is cut into the components that it holds."""
+        groups: dict[tuple[Kind, str, str], list[tuple[Formula, _Alive]]] = {}
         for one in self._found:
+            op = one.slot.op if one.kind in BY_OP else ""
             for part in one.parts:
-                groups.setdefault((one.kind, part.component), []).append((self._formula(one, [part.product]), one))
+                groups.setdefault((one.kind, part.component, op), []).append((self._formula(one, [part.product]), one))
             if not one.parts:
                 formula = self._formula(one, [one.slot.tensor.dims])
-                groups.setdefault((one.kind, self._component(one)), []).append((formula, one))
-        for (kind, component), found in groups.items():
+                groups.setdefault((one.kind, self._component(one), op), []).append((formula, one))
+        order = list(dict.fromkeys((kind, component) for kind, component, _ in groups))
+        for kind, component, op in sorted(groups, key=lambda group: order.index(group[:2])):
+            found = groups[kind, component, op]
+            label = COMPONENTS[component].label if component in COMPONENTS else component
+            reasons = [why(kind, one.slot) for _, one in found]
             yield Line(
-                key=f"{kind}.{component}",
-                label=COMPONENTS[component].label if component in COMPONENTS else component,
+                key=".".join(filter(None, (kind, component, op.removeprefix("aten::")))),
+                label=f"{label}: {op_words(op)}" if op else label,
                 kind=kind,
                 component=component,
+                op=op,
                 formula=_sum(formula for formula, _ in found),
                 tensors=sum(one.tensors for _, one in found),
-                why=KIND_REASONS[kind],
-                source=why(kind, found[0][1].slot)[1],
+                why="; ".join(dict.fromkeys(reason for reason, _ in reasons)) if op else KIND_REASONS[kind],
+                source=reasons[0][1],
             )
 
     def _component(self, one: _Alive) -> str:

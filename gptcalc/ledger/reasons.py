@@ -31,6 +31,12 @@ _SOURCES = {
 }
 
 
+def op_words(op: str) -> str:
+    """An op of torch as it is read: `aten::_scaled_dot_product_flash_attention` is flash attention."""
+    name = op.removeprefix("aten::").strip("_")
+    return name.removeprefix("native_").removeprefix("scaled_dot_product_").replace("_", " ")
+
+
 def why(kind: str, slot: Slot) -> tuple[str, str]:
     """Why a tensor is alive, and the source."""
     source = _SOURCES.get(kind, _DERIVATIVES)

@@ -49,12 +49,12 @@ _TENSOR = (Column("key", "tensor", drop=10), *_OP, Column("dtype", "dtype", drop
 _BY_DEPTH = {
     1: (
         _WHAT,
-        _FORMULA._replace(drop=10),
+        _FORMULA._replace(drop=9),
         _NUMBERS,
         _BYTES,
         _SIZE._replace(drop=1),
         _SHARE._replace(drop=2),
-        _BAR._replace(drop=9),
+        _BAR._replace(drop=10),
     ),
     2: (_WHAT, *_OP, _FORMULA, _NUMBERS, _TENSORS, _BYTES, _SIZE, _SHARE, _BAR),
     3: (_WHAT, *_TENSOR, _FORMULA, _NUMBERS, _TENSORS, _BYTES, _SIZE, _SHARE, _BAR),
@@ -300,10 +300,9 @@ def _mode_notes(memory: Memory) -> Iterator[str]:
 def _remedies(memory: Memory) -> Iterator[str]:
     """What would lower this very peak."""
     plan = memory.plan
-    for mode in memory.modes:
-        if mode.phase == "optimizer" and plan.optimizer_impl == "foreach":
-            yield "--optimizer-impl fused takes no copies of all weights"
-        if mode.attention[0] in ("math", "eager") and plan.attention != "auto":
-            yield f"--attention auto may keep no B×N×T×T in {mode.name}"
+    if plan.optimizer_impl == "foreach" and any(mode.phase == "optimizer" for mode in memory.modes):
+        yield "--optimizer-impl fused takes no copies of all weights"
+    if plan.attention in ("math", "eager"):
+        yield "--attention auto may keep no B×N×T×T"
     if plan.logits == "all" and "inference" in {mode.name for mode in memory.modes}:
         yield "--logits last keeps one row of logits a sequence"

@@ -202,7 +202,7 @@ def added(formulas: Iterable[Formula]) -> Formula:
 
 
 def rows(mode: Mode, depth: int) -> list[Row]:
-    """What is alive at the peak: by kind and component (1), also by op (2), or each tensor with its equals (3)."""
+    """What is alive at the peak: by kind and component (1), each by op (2), or each tensor with its equals (3)."""
     if depth == 1:
         return [_line_row(line) for line in mode.lines]
     if depth == 2:
@@ -214,7 +214,7 @@ def rows(mode: Mode, depth: int) -> list[Row]:
 
 
 def _line_row(line: Line) -> Row:
-    words = (line.key, line.label, line.kind, line.component, "", "")
+    words = (line.key, line.label, line.kind, line.component, line.op, "")
     return Row(*words, line.formula, line.tensors, line.why, line.source)
 
 
@@ -290,7 +290,7 @@ def _mode_json(mode: Mode, depth: int) -> ModeJSON:
         "moment": mode.moment,
         "phases": {phase.name: {**figures_json(phase.figures), "moment": phase.moment} for phase in mode.phases},
         "persistent": figures_json(mode.persistent),
-        "lines": [_line_json(row, mode, depth) for row in rows(mode, depth)],
+        "lines": [_line_json(row, mode) for row in rows(mode, depth)],
         "timeline": [
             {
                 "phase": p.phase,
@@ -317,7 +317,7 @@ def figures_json(figures: Figures) -> FiguresJSON:
     }
 
 
-def _line_json(row: Row, mode: Mode, depth: int) -> MemoryLine:
+def _line_json(row: Row, mode: Mode) -> MemoryLine:
     line: MemoryLine = {
         "key": row.key,
         "label": row.label,
@@ -332,8 +332,10 @@ def _line_json(row: Row, mode: Mode, depth: int) -> MemoryLine:
         "why": row.why,
         "source": row.source,
     }
-    if depth > 1:
-        line["op"], line["dtype"] = row.op, row.dtype
+    if row.op:
+        line["op"] = row.op
+    if row.dtype:
+        line["dtype"] = row.dtype
     return line
 
 
@@ -363,7 +365,7 @@ def memory_table(memory: Memory, depth: int) -> Table:
     keys = (*first, "formula", "numbers", "tensors", "amount", "share", "why", "source")
     found: list[tuple[Value, ...]] = []
     for mode in memory.modes:
-        for line in (_line_json(row, mode, depth) for row in rows(mode, depth)):
+        for line in (_line_json(row, mode) for row in rows(mode, depth)):
             cells: dict[str, object] = {"mode": mode.name, "op": "", "dtype": "", **line}
             found.append(tuple(_flat(cells[key]) for key in keys))
     return Table("", tuple(Column(key, key) for key in keys), tuple(found))

@@ -92,8 +92,17 @@ def _minimum(table: Table, index: int) -> int:
         return BAR_MINIMUM
     if not column.wraps:
         return _natural(table, index)
-    words = (word for text in [column.title, *_texts(table, index)] for word in re.split(r" |(?<=\w-)(?=\w)", text))
-    return max([min(column.least, _natural(table, index)), *map(cell_len, words)])
+    words = (
+        len(_hang(text)) + cell_len(word)
+        for text in [column.title, *_texts(table, index)]
+        for word in re.split(r" |(?<=\w-)(?=\w)", text)
+    )
+    return max([min(column.least, _natural(table, index)), *words])
+
+
+def _hang(text: str) -> str:
+    """What stands before the second line of a cell: twice the margin that sets the first one under its group."""
+    return " " * 2 * (len(text) - len(text.lstrip()))
 
 
 def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
@@ -152,7 +161,9 @@ def _text(table: Table, row: tuple[Value, ...], index: int, width: int) -> str:
 def _row_lines(columns: list[Column], cells: list[str], widths: list[int], style: str) -> Iterator[Text]:
     """The lines of one row: cells that wrap go on below themselves."""
     wrapped = [
-        wrap(text, width) if (column.wraps or column.folded) and cell_len(text) > width else [text]
+        wrap(text, width, subsequent_indent=_hang(text))
+        if (column.wraps or column.folded) and cell_len(text) > width
+        else [text]
         for column, text, width in zip(columns, cells, widths, strict=True)
     ]
     for parts in zip_longest(*wrapped, fillvalue=""):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gptcalc.allocator import Figures
 from gptcalc.formula import Dim, Formula
-from gptcalc.ledger.alive import Held, Line
+from gptcalc.ledger.alive import BY_OP, Held, Line
 from gptcalc.ledger.memory import Memory, Mode, Phase, Point
 from gptcalc.ledger.parameters import parameters
 from gptcalc.report.memory_data import added
@@ -122,22 +122,23 @@ class Made:
 
 
 def lines_of(rows: Iterable[Held]) -> tuple[Line, ...]:
-    """The rows by kind and component."""
-    groups: dict[tuple[Kind, str], list[Held]] = {}
+    """The rows by kind and component, and some by op."""
+    groups: dict[tuple[Kind, str, str], list[Held]] = {}
     for row in rows:
-        groups.setdefault((row.kind, row.component), []).append(row)
+        groups.setdefault((row.kind, row.component, row.op if row.kind in BY_OP else ""), []).append(row)
     return tuple(
         Line(
-            f"{kind}.{component}",
-            group[0].label if len(group) == 1 else component,
-            kind,
-            component,
-            added(row.formula for row in group),
-            sum(row.tensors for row in group),
-            group[0].why,
-            group[0].source,
+            key=".".join(filter(None, (kind, component, op))),
+            label=group[0].label if len(group) == 1 else component,
+            kind=kind,
+            component=component,
+            op=op,
+            formula=added(row.formula for row in group),
+            tensors=sum(row.tensors for row in group),
+            why=group[0].why,
+            source=group[0].source,
         )
-        for (kind, component), group in groups.items()
+        for (kind, component, op), group in groups.items()
     )
 
 

@@ -25,7 +25,7 @@ from support import DATA
 from gptcalc import api
 from gptcalc.catalog import resolve
 from gptcalc.cli.output import ASCII
-from gptcalc.ledger.alive import Kind
+from gptcalc.ledger.alive import BY_OP, Kind
 from gptcalc.ledger.asked import settle
 from gptcalc.ledger.memory import Memory, Mode, Point
 from gptcalc.report import terminal
@@ -171,7 +171,7 @@ def test_json_is_as_its_schema_says_and_adds_up(depth: int, asked: dict[str, obj
         assert got["persistent"] == mode.persistent._asdict()
         assert all(point["requested"] == sum(point["alive"].values()) for point in got["timeline"])
         assert len({line["key"] for line in got["lines"]}) == len(got["lines"])
-        assert all(("op" in line) == (depth > 1) for line in got["lines"])
+        assert all(("op" in line) == (depth > 1 or line["kind"] in BY_OP) for line in got["lines"])
 
 
 def test_each_figure_is_its_own_maximum() -> None:

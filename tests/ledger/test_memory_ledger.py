@@ -472,6 +472,29 @@ def test_a_peak_says_when_and_why() -> None:
     assert labels == [f"layer {layer}" for layer in reversed(range(12))]
 
 
+def test_saved_activations_are_listed_by_op() -> None:
+    """What each op of GPT-2 leaves for the backward pass, with its own formula, and what will read it."""
+    spec = resolve("gpt2", {}).spec
+    (mode,) = memory(spec, Plan(batch=8, seq=1024, attention="flash"), ("training",)).modes
+    rows, d, layers = 8 * 1024, 768, 12
+    found = {line.label: line for line in mode.lines if line.kind == "activations"}
+    assert {label: line.amount for label, line in found.items()} == {
+        "positions: arange": 8 * 1024,
+        "residual stream: dropout": 3 * rows * d,
+        "residual stream: add": 2 * layers * 2 * rows * d,
+        "norms: layer norm": (2 * layers + 1) * rows * (2 * d + 8),
+        "attention: addmm": layers * 2 * rows * 3 * d,
+        "attention: flash attention": layers * (2 * rows * d + 4 * rows * 12 + 24),
+        "attention: dropout": layers * rows * d,
+        "MLP: addmm": layers * 2 * rows * 4 * d,
+        "MLP: gelu": layers * 2 * rows * 4 * d,
+        "MLP: dropout": layers * rows * d,
+    }
+    assert found["MLP: addmm"].formula.letters == "2×L×B×T×F"
+    assert found["MLP: gelu"].why == "kept for the backward pass of addmm"
+    assert found["MLP: gelu"].key == "activations.MLP.gelu"
+
+
 def test_a_step_is_the_second_one() -> None:
     """In the forward pass the optimizer's states are there already, as in every step but the first."""
     spec = resolve(GPT2, {}).spec
