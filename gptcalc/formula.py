@@ -50,6 +50,15 @@ class Formula(NamedTuple):
         counts = Counter(map(ordered, products))
         return cls(tuple((count, product) for product, count in counts.items()))
 
+    @classmethod
+    def sum(cls, formulas: Iterable[Self]) -> Self:
+        """All of them in one, equal products merged."""
+        counts: Counter[Product] = Counter()
+        for formula in formulas:
+            for count, product in formula.terms:
+                counts[product] += count
+        return cls(tuple((count, product) for product, count in counts.items()))
+
     @property
     def value(self) -> int:
         """The exact number."""

@@ -1,8 +1,8 @@
 """What is alive at an instant: tensors by kind and component, each with its op, its formula and why it is there."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, cast, get_args
 
 from gptcalc.formula import Dim, Formula, Product, ordered
 from gptcalc.inventory import Slice, Weight, inventory
@@ -24,9 +24,10 @@ BY_OP: tuple[Kind, ...] = ("activations", "logits", "temporary")
 
 
 class Held(NamedTuple):
-    """Equal tensors that are alive at the peak: one, or one of each of several layers.
+    """Tensors alive at the peak that are listed in one row.
 
-    `op` made them; `formula` is the bytes of all of them together.
+    Either equal ones: one, or one of each of several layers, which `op` made. Or a line that adds up all of a kind and
+    component, in kinds `BY_OP` those by one `op`; else that is empty, and so is `dtype`. `formula` is the bytes of all.
     """
 
     key: str
@@ -43,25 +44,6 @@ class Held(NamedTuple):
     @property
     def amount(self) -> int:
         """Bytes requested for all of them."""
-        return self.formula.value
-
-
-class Line(NamedTuple):
-    """Tensors of one kind and component, in kinds `BY_OP` those by one `op`: the sum of their `Held`."""
-
-    key: str
-    label: str
-    kind: Kind
-    component: str
-    op: str
-    formula: Formula
-    tensors: int
-    why: str
-    source: str
-
-    @property
-    def amount(self) -> int:
-        """Bytes requested."""
         return self.formula.value
 
 
@@ -116,7 +98,7 @@ class Alive:
                 source=source,
             )
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[Held]:
         """By kind and component, some kinds by op too; a fused weight is cut into the components that it holds."""
         groups: dict[tuple[Kind, str, str], list[tuple[Formula, _Alive]]] = {}
         for one in self._found:
@@ -131,13 +113,14 @@ class Alive:
             found = groups[kind, component, op]
             label = COMPONENTS[component].label if component in COMPONENTS else component
             reasons = [why(kind, one.slot) for _, one in found]
-            yield Line(
+            yield Held(
                 key=".".join(filter(None, (kind, component, op.removeprefix("aten::")))),
                 label=f"{label}: {op_words(op)}" if op else label,
                 kind=kind,
                 component=component,
                 op=op,
-                formula=_sum(formula for formula, _ in found),
+                dtype="",
+                formula=Formula.sum(formula for formula, _ in found),
                 tensors=sum(one.tensors for _, one in found),
                 why="; ".join(dict.fromkeys(reason for reason, _ in reasons)) if op else KIND_REASONS[kind],
                 source=reasons[0][1],
@@ -156,22 +139,12 @@ class Alive:
         """The bytes of all copies of `products`."""
         each, n_layers = bytes_of(1, one.slot.tensor.dtype), self.spec.n_layers
         copies, among = ((Dim("L", n_layers),), 1) if one.tensors == n_layers > 1 else ((), one.tensors)
-        return _sum(Formula(((each * among, ordered((*copies, *product))),)) for product in products)
-
-
-def _sum(formulas: Iterable[Formula]) -> Formula:
-    """One formula, terms of equal dims added."""
-    terms: Counter[Product] = Counter()
-    for formula in formulas:
-        for size, product in formula.terms:
-            terms[product] += size
-    return Formula(tuple((size, product) for product, size in terms.items()))
+        return Formula.sum(Formula(((each * among, ordered((*copies, *product))),)) for product in products)
 
 
 def kind_in(kind: str, *, keeps: bool) -> Kind:
     """The kind of a storage as it is reported: where autograd keeps nothing, every value is an activation."""
-    reported = "activations" if kind == "temporary" and not keeps else kind
-    return next(known for known in KINDS if known == reported)
+    return "activations" if kind == "temporary" and not keeps else cast(Kind, kind)
 
 
 def components(spec: Spec) -> dict[str, str]:

@@ -4,13 +4,12 @@ The parts' tapes are recorded as a user's loop runs them (`ledger.step`), folded
 torch's allocator (`tape.replay`). The second step is the answer: then the optimizer's states exist.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
-from gptcalc.ledger.alive import Alive, Held, Kind, Line, kind_in
+from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
 from gptcalc.ledger.reasons import mode_notes
 from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
@@ -63,7 +62,7 @@ class Mode(NamedTuple):
     moment: str
     phases: tuple[Phase, ...]
     persistent: Figures
-    lines: tuple[Line, ...]
+    lines: tuple[Held, ...]
     held: tuple[Held, ...]
     timeline: tuple[Point, ...]
     tokens: int
@@ -192,7 +191,8 @@ def _points(recording: Recording, folded: Fold, name: ModeName) -> Iterator[Poin
         stage = recording.record.stages[point.place.stage].name
         if stage in PHASES[name]:
             label = point.label if point.layer is None else f"layer {point.layer}"
-            alive: Counter[Kind] = Counter()
+            alive: dict[Kind, int] = {}
             for kind, size in point.alive.items():
-                alive[kind_in(kind, keeps=name == "training")] += size
-            yield Point(stage, label, dict(alive))
+                reported = kind_in(kind, keeps=name == "training")
+                alive[reported] = alive.get(reported, 0) + size
+            yield Point(stage, label, alive)

@@ -6,7 +6,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from gptcalc.catalog import Resolved
-from gptcalc.ledger.alive import Kind
+from gptcalc.formula import Formula
+from gptcalc.ledger.alive import Held, Kind
 from gptcalc.ledger.components import COMPONENTS
 from gptcalc.ledger.memory import Memory, Mode, ModeName
 from gptcalc.ledger.parameters import parameters
@@ -15,8 +16,6 @@ from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
 from gptcalc.report.memory_data import (
     NOT_IN_IT,
-    Row,
-    added,
     beyond_context,
     component_label,
     elsewhere,
@@ -176,7 +175,7 @@ def _alive_table(title: str, mode: Mode, depth: int) -> Table:
     """Kinds, and beneath each what it is made of."""
     columns, total = _BY_DEPTH[depth], mode.totals.requested
     order = list(KINDS)
-    found = rows(mode, depth) if depth > 1 else _by_group(rows(mode, depth))
+    found = list(rows(mode, depth)) if depth > 1 else _by_group(rows(mode, depth))
     found.sort(key=lambda row: order.index(row.kind))
     lines: list[tuple[Value, ...]] = []
     for kind, group in groupby(found, key=lambda row: row.kind):
@@ -192,20 +191,22 @@ def _kind(kind: Kind, mode: Mode) -> str:
     return KINDS[kind][1] if mode.name == "training" else KINDS[kind][1].removeprefix("saved ")
 
 
-def _by_group(lines: list[Row]) -> list[Row]:
+def _by_group(lines: Sequence[Held]) -> list[Held]:
     """The lines with those of weights, and of what has their sizes, as `count` groups them: all biases in one."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Held]] = {}
     for line in lines:
         grouped = line.kind in SIZED_AS_WEIGHTS and line.component in COMPONENTS
         name = COMPONENTS[line.component].group if grouped else line.key
         groups.setdefault((line.kind, name), []).append(line)
     return [
-        own[0] if len(own) == 1 else own[0]._replace(label=name, formula=added(line.formula for line in own))
+        own[0] if len(own) == 1 else own[0]._replace(label=name, formula=Formula.sum(line.formula for line in own))
         for (_, name), own in groups.items()
     ]
 
 
-def _cells(columns: Sequence[Column], label: str, amount: int, total: int, row: Row | None = None) -> tuple[Value, ...]:
+def _cells(
+    columns: Sequence[Column], label: str, amount: int, total: int, row: Held | None = None
+) -> tuple[Value, ...]:
     share = Fraction(amount, total or 1)
     cells: dict[str, Value] = {"what": label, "bytes": amount, "size": format_bytes(amount), "share": share}
     cells["bar"] = share

@@ -1,15 +1,14 @@
 """`gptcalc memory` as plain data: what JSON and csv print, at every depth."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, NotRequired
+from collections.abc import Iterator, Sequence
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
 from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
-from gptcalc.formula import Formula, Product
-from gptcalc.ledger.alive import Held, Kind, Line
+from gptcalc.formula import Formula
+from gptcalc.ledger.alive import Held
 from gptcalc.ledger.components import COMPONENTS
 from gptcalc.ledger.memory import Memory, Mode
 from gptcalc.plan import Plan
@@ -172,73 +171,23 @@ class MemoryJSON(TypedDict):
     notes: list[str]
 
 
-class Row(NamedTuple):
-    """A line of a report: one kind and component, one op's tensors, or one tensor, by the depth."""
-
-    key: str
-    label: str
-    kind: Kind
-    component: str
-    op: str
-    dtype: str
-    formula: Formula
-    tensors: int
-    why: str
-    source: str
-
-    @property
-    def amount(self) -> int:
-        """Bytes requested."""
-        return self.formula.value
-
-
-def added(formulas: Iterable[Formula]) -> Formula:
-    """The sum of formulas, equal products merged."""
-    counts: Counter[Product] = Counter()
-    for formula in formulas:
-        for count, product in formula.terms:
-            counts[product] += count
-    return Formula(tuple((count, product) for product, count in counts.items()))
-
-
-def rows(mode: Mode, depth: int) -> list[Row]:
-    """What is alive at the peak: by kind and component (1), each by op (2), or each tensor with its equals (3)."""
+def rows(mode: Mode, depth: int) -> Sequence[Held]:
+    """What is alive at the peak: by kind and component (1), by what each op made (2), or by tensor (3)."""
     if depth == 1:
-        return [_line_row(line) for line in mode.lines]
-    if depth == 2:
-        groups: dict[tuple[str, str, str, str], list[Held]] = {}
-        for held in mode.held:
-            groups.setdefault((held.kind, held.component, held.op, held.label), []).append(held)
-        return [_group_row(group) for group in groups.values()]
-    return [_held_row(held) for held in mode.held]
+        return mode.lines
+    if depth == 3:
+        return mode.held
+    groups: dict[tuple[str, str, str, str], list[Held]] = {}
+    for held in mode.held:
+        groups.setdefault((held.kind, held.component, held.op, held.label), []).append(held)
+    return [_together(group) for group in groups.values()]
 
 
-def _line_row(line: Line) -> Row:
-    words = (line.key, line.label, line.kind, line.component, line.op, "")
-    return Row(*words, line.formula, line.tensors, line.why, line.source)
-
-
-def _held_row(held: Held) -> Row:
-    return Row(
-        held.key,
-        held.label,
-        held.kind,
-        held.component,
-        held.op,
-        held.dtype,
-        held.formula,
-        held.tensors,
-        held.why,
-        held.source,
-    )
-
-
-def _group_row(group: list[Held]) -> Row:
+def _together(group: list[Held]) -> Held:
     """Tensors that one op makes for one purpose, whatever their places."""
-    first = _held_row(group[0])
-    return first._replace(
+    return group[0]._replace(
         dtype=", ".join(dict.fromkeys(held.dtype for held in group)),
-        formula=added(held.formula for held in group),
+        formula=Formula.sum(held.formula for held in group),
         tensors=sum(held.tensors for held in group),
         why="; ".join(dict.fromkeys(held.why for held in group)),
         source="; ".join(dict.fromkeys(held.source for held in group)),
@@ -317,7 +266,7 @@ def figures_json(figures: Figures) -> FiguresJSON:
     }
 
 
-def _line_json(row: Row, mode: Mode) -> MemoryLine:
+def _line_json(row: Held, mode: Mode) -> MemoryLine:
     line: MemoryLine = {
         "key": row.key,
         "label": row.label,

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from gptcalc.allocator import Figures
 from gptcalc.formula import Dim, Formula
-from gptcalc.ledger.alive import BY_OP, Held, Line
+from gptcalc.ledger.alive import BY_OP, Held
 from gptcalc.ledger.memory import Memory, Mode, Phase, Point
 from gptcalc.ledger.parameters import parameters
-from gptcalc.report.memory_data import added
 from gptcalc.units import ceil_div
 
 if TYPE_CHECKING:
@@ -121,19 +120,20 @@ class Made:
         return [row._replace(tensors=2 * self.spec.n_layers)]
 
 
-def lines_of(rows: Iterable[Held]) -> tuple[Line, ...]:
+def lines_of(rows: Iterable[Held]) -> tuple[Held, ...]:
     """The rows by kind and component, and some by op."""
     groups: dict[tuple[Kind, str, str], list[Held]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.component, row.op if row.kind in BY_OP else ""), []).append(row)
     return tuple(
-        Line(
+        Held(
             key=".".join(filter(None, (kind, component, op))),
             label=group[0].label if len(group) == 1 else component,
             kind=kind,
             component=component,
             op=op,
-            formula=added(row.formula for row in group),
+            dtype="",
+            formula=Formula.sum(row.formula for row in group),
             tensors=sum(row.tensors for row in group),
             why=group[0].why,
             source=group[0].source,
