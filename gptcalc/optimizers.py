@@ -32,9 +32,9 @@ class Optimizer(Protocol):
         """What a step allocates and frees."""
 
 
-def _state(record: Recorder, tensor: Tensor, name: str, dtype: str = "") -> Slot:
+def _state(record: Recorder, tensor: Tensor, name: str, op: str, dtype: str = "") -> Slot:
     state = Tensor(f"{name} of {tensor.label}", tensor.dims if not dtype else (), dtype or tensor.dtype, tensor.name)
-    return record.hold(record.alloc(state, "optimizer", name))
+    return record.hold(record.alloc(state, "optimizer", op))
 
 
 def _temporary(record: Recorder, tensor: Tensor, op: str) -> Slot:
@@ -62,9 +62,9 @@ class Adam:
         for tensor, layer, label in parameters:
             record.segment(label, layer)
             if self.impl == "fused":
-                _state(record, tensor, "step", "fp32")
+                _state(record, tensor, "step", "aten::zeros", "fp32")
             for name in ("exp_avg", "exp_avg_sq"):
-                _state(record, tensor, name)
+                _state(record, tensor, name, "aten::zeros_like")
 
     def step(self, record: Recorder, parameters: Sequence[Parameter]) -> None:
         """The temporaries of the update."""
@@ -104,7 +104,7 @@ class SGD:
         """The momentum buffers, copies of the first gradients."""
         for tensor, layer, label in parameters if self.momentum else ():
             record.segment(label, layer)
-            _state(record, tensor, "momentum_buffer")
+            _state(record, tensor, "momentum_buffer", "aten::clone")
 
     def step(self, record: Recorder, parameters: Sequence[Parameter]) -> None:
         """Everything happens in place."""

@@ -82,6 +82,8 @@ class Alive:
         for one in self._found:
             slot, tensor = one.slot, one.slot.tensor
             path = tensor.name or f"{slot.where}.{tensor.label}".strip(".")
+            if one.kind == "optimizer":
+                path += f".{tensor.label.partition(' of ')[0]}"
             key = f"{one.kind}.{path.replace(layers, 'layers.')}"
             seen[key] += 1
             reason, source = why(one.kind, slot)

@@ -11,6 +11,7 @@ from gptcalc.ledger.alive import Held, Kind
 from gptcalc.ledger.components import COMPONENTS
 from gptcalc.ledger.memory import Memory, Mode, ModeName
 from gptcalc.ledger.parameters import parameters
+from gptcalc.ledger.reasons import op_words
 from gptcalc.plan import Plan
 from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
@@ -42,7 +43,7 @@ _BYTES = Column("bytes", "bytes", "count")
 _SIZE = Column("size", "", "amount", drop=4)
 _SHARE = Column("share", "share", "share", drop=8)
 _BAR = Column("bar", "", "bar", drop=12)
-_OP = (Column("component", "component", wraps=True, drop=9), Column("op", "op", drop=7))
+_OP = (Column("component", "component", wraps=True, drop=9), Column("op", "op", wraps=True, least=10, drop=2))
 _TENSOR = (Column("key", "tensor", drop=10), *_OP, Column("dtype", "dtype", drop=5))
 #: The formula goes first where kinds and components are meant, last where tensors are.
 _BY_DEPTH = {
@@ -212,7 +213,8 @@ def _cells(
     cells["bar"] = share
     if row:
         cells |= {"formula": row.formula.letters, "numbers": row.formula.numbers, "tensors": row.tensors}
-        cells |= {"key": row.key, "component": component_label(row.component), "op": row.op, "dtype": row.dtype}
+        cells |= {"key": row.key, "component": component_label(row.component)}
+        cells |= {"op": op_words(row.op), "dtype": row.dtype}
     return tuple(cells.get(column.key, "") for column in columns)
 
 

@@ -28,6 +28,7 @@ from gptcalc.cli.output import ASCII
 from gptcalc.ledger.alive import BY_OP, Kind
 from gptcalc.ledger.asked import settle
 from gptcalc.ledger.memory import Memory, Mode, Point
+from gptcalc.ledger.reasons import op_words
 from gptcalc.report import terminal
 from gptcalc.report.formats import Format, render
 from gptcalc.report.memory_data import elsewhere
@@ -201,7 +202,7 @@ def test_depth_three_has_op_dtype_formula_and_numbers_of_every_tensor() -> None:
     lines = printed(found, None).splitlines()
 
     for held in found.training.held:
-        wanted = [held.label, held.key, held.op, held.dtype, held.formula.letters, held.formula.numbers]
+        wanted = [held.label, held.key, op_words(held.op), held.dtype, held.formula.letters, held.formula.numbers]
         assert any(all(word in line for word in [*wanted, f"{held.amount:,}"]) for line in lines), held.key
     assert not any("no room" in line for line in lines)
 
