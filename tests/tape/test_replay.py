@@ -258,6 +258,23 @@ def test_a_kept_temporary_is_an_activation() -> None:
     }
 
 
+def test_the_last_of_the_layers_between_may_be_the_peak() -> None:
+    """Each of five layers keeps 512 bytes, and then all but the last take 2,048 in passing: the fourth is the peak."""
+    record = Recorder(None)
+    recording = Recording(record, (Group(0, 3, 5),))
+    record.stage("forward")
+    for layer in range(3):
+        record.segment("layer", layer)
+        record.hold(record.alloc(value("kept", 512), "temporary", "op"))
+        if layer < 2:
+            record.release(record.hold(record.alloc(value("in passing", 2048), "temporary", "op")))
+    folded = whole(recording)
+    peak = folded.peak([0])
+    assert (peak.layer, peak.requested) == (3, 4 * 512 + 2048)
+    assert folded.rounded == (4 * 512 + 2048,)
+    assert replay(recording, expandable=False)[0][0].rounded == 4 * 512 + 2048
+
+
 def test_a_layer_frees_what_the_layer_before_made() -> None:
     """A residual stream over five layers, recorded in three: the replay finds each block where it was handed out."""
     record = Recorder(None)
