@@ -59,6 +59,10 @@ class Formula(NamedTuple):
                 counts[product] += count
         return cls(tuple((count, product) for product, count in counts.items()))
 
+    def times(self, count: int) -> Self:
+        """So many of it: the formula of bytes, where this is that of numbers."""
+        return type(self)(tuple((count * own, product) for own, product in self.terms))
+
     @property
     def value(self) -> int:
         """The exact number."""

@@ -40,7 +40,7 @@ def complete_preset(incomplete: str) -> list[str]:
 
 def parse_value(text: str) -> object:
     """`text` as a whole number, a fraction, true, false, null or a string."""
-    words = {"true": True, "false": False, "null": None, "none": None}
+    words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
     if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):

@@ -159,9 +159,10 @@ def _target(value: object, what: str) -> str:
 
 
 def _torch(value: object, what: str) -> str:
-    found = re.fullmatch(r"([0-9]{1,2}\.[0-9]{1,3})(\.[0-9]{1,3})?", str(value).strip())
+    text = value.strip() if isinstance(value, str) else ""  # of a fraction, 2.10 could not be told from 2.1
+    found = re.fullmatch(r"([0-9]{1,2}\.[0-9]{1,3})(\.[0-9]{1,3})?", text)
     if not found:
-        raise InvalidValueError(f"{what}: read {shown(value)}; allowed: a release of PyTorch, as in 2.13")
+        raise InvalidValueError(f"{what}: read {shown(value)}; allowed: a release of PyTorch as text, as in '2.13'")
     return found[1]
 
 

@@ -10,15 +10,26 @@ from typing import Literal, NamedTuple
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
-from gptcalc.ledger.reasons import mode_notes
+from gptcalc.ledger.reasons import mode_notes, norms
 from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.mlp import MixtureMLP
+from gptcalc.parts.norm import RMSNorm
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
-from gptcalc.tape.kernels import Choice, CudaKernels, Heads, choose_attention, target, torch_version
+from gptcalc.tape.kernels import (
+    FUSED_RMS_NORM_SINCE,
+    GROUPED_SINCE,
+    Choice,
+    CudaKernels,
+    Heads,
+    Version,
+    choose_attention,
+    target,
+    torch_version,
+)
 from gptcalc.tape.replay import Fold, Folded, Recording, fold, replay
 from gptcalc.units import GIB, format_bytes, format_count
 
@@ -99,7 +110,23 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
         raise InvalidValueError(
             f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
         )
+    for what, since in needs(spec, plan):
+        if torch < since:
+            raise InvalidValueError(
+                f"torch: read {plan.torch}, where {what} takes other ops, which are not known; allowed for this model:"
+                f" {since[0]}.{since[1]} and later"
+            )
     return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
+
+
+def needs(spec: Spec, plan: Plan) -> Iterator[tuple[str, Version]]:
+    """What a model does that older releases of torch do in other ops, with the first release that does it so."""
+    if any(isinstance(norm, RMSNorm) for norm in norms(spec)):
+        yield "RMSNorm", FUSED_RMS_NORM_SINCE
+    parts = [group.block.attention for group in spec.layers if isinstance(group.block, Block)]
+    grouped = any(isinstance(part, MultiHeadAttention) and part.n_kv_heads < part.n_heads for part in parts)
+    if grouped and plan.attention != "eager":
+        yield "attention of grouped heads", GROUPED_SINCE
 
 
 def record(  # noqa: PLR0913  what a run depends on
@@ -122,7 +149,8 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
         if not isinstance(part, MultiHeadAttention):
             raise InvalidValueError(f"memory: read a block of kind {group.block.kind!r}, whose ops are not known")
         dropout = part.dropout if training else 0.0
-        heads = Heads(part.n_heads, part.n_kv_heads, part.d_head, dropout, plan.precision, training)
+        sizes = (plan.batch, plan.seq, part.n_heads, part.n_kv_heads, part.d_head)
+        heads = Heads(*sizes, dropout, plan.precision, training)
         found.append(choose_attention(plan.attention, heads, chip, torch))
     return tuple(found)
 

@@ -31,6 +31,15 @@ _SOURCES = {
 }
 
 
+#: Why what an op made is there, where that says more than its kind.
+OP_REASONS = {
+    "aten::nll_loss_forward": "the loss, which the caller holds",
+    "aten::nll_loss_backward": "the gradient of the log-probabilities, zeros but for the targets",
+    "aten::_log_softmax_backward_data": "the gradient of the logits in fp32, made while what it is made of is there",
+    "aten::ones_like": "the gradient of the loss, one, which the engine holds until the end of the backward pass",
+}
+
+
 def op_words(op: str) -> str:
     """An op of torch as it is read: `aten::_scaled_dot_product_flash_attention` is flash attention."""
     name = op.removeprefix("aten::").strip("_")
@@ -45,7 +54,7 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
     if slot.keepers:
         names = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in slot.keepers))
         return f"kept for the backward pass of {names}", source
-    return KIND_REASONS[kind], source
+    return OP_REASONS.get(slot.op, KIND_REASONS[kind]), source
 
 
 def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
@@ -56,11 +65,12 @@ def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
             "attention runs in cuDNN, whose workspace only cuDNN knows: it is not in these numbers"
             " (--attention flash has all its buffers)"
         )
-    if any(isinstance(norm, RMSNorm) for norm in _norms(spec)):
+    if any(isinstance(norm, RMSNorm) for norm in norms(spec)):
         notes.append("what RMSNorm keeps is source-derived: torch's fused kernel, not confirmed on a GPU yet")
     return tuple(notes)
 
 
-def _norms(spec: Spec) -> list[object]:
+def norms(spec: Spec) -> list[object]:
+    """The parts that norm, and nothing where there is none."""
     blocks = [group.block for group in spec.layers]
     return [spec.final_norm, *(getattr(block, "attention_norm", None) for block in blocks)]

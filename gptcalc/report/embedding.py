@@ -13,7 +13,7 @@ from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.report.memory import by_default
 from gptcalc.report.memory_data import EmbeddingJSON, MemoryJSON, StageLineJSON, beyond_context, plan_json
-from gptcalc.units import format_bytes, format_count, format_fixed, short_count
+from gptcalc.units import bytes_of, format_bytes, format_count, format_fixed, short_count
 
 #: What a claim must speak of to belong in this report.
 CLAIMED = ("embedding", "positions", "embedding + positions")
@@ -155,19 +155,20 @@ def embedding_json(model: Resolved, stage: EmbeddingStage, command: str = "") ->
 
 
 def _line_json(line: StageLine, stage: EmbeddingStage) -> StageLineJSON:
-    amount = line.bytes_in(stage.plan.precision)
+    dtype = stage.plan.precision
+    formula = line.formula.times(bytes_of(1, dtype))
     return {
         "key": line.key,
         "label": line.label,
         "kind": line.kind,
         "component": line.component,
         "elements": line.elements,
-        "amount": amount,
+        "amount": formula.value,
         "unit": "bytes",
-        "formula": line.formula.letters,
-        "numbers": line.formula.numbers,
+        "formula": formula.letters,
+        "numbers": formula.numbers,
         "bytes": {dtype: line.bytes_in(dtype) for dtype in DTYPES},
-        "share": float(Fraction(amount, stage.bytes_in(stage.plan.precision))),
+        "share": float(Fraction(formula.value, stage.bytes_in(dtype))),
         "why": line.why,
         "source": line.source,
     }

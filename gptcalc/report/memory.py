@@ -30,6 +30,7 @@ WORDS = (
     "requested: the bytes asked for; rounded: each request up to a multiple of 512; allocated: the blocks handed out;"
     " reserved: the segments that hold them."
 )
+PEAK = "what the op makes is there, and what it reads is not let go yet: at no other moment is so much alive"
 #: What an optimizer is called where it is written, and how it runs.
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 #: Kinds that the table groups as `count` does.
@@ -65,7 +66,7 @@ _PHASES = (
     Column("rounded", "rounded", "count", drop=4),
     Column("allocated", "allocated", "count", drop=1),
     Column("reserved", "reserved", "count", drop=2),
-    Column("when", "requested peak at", wraps=True, least=16, drop=3),
+    Column("when", "requested peak at", wraps=True, least=14, drop=3),
 )
 
 
@@ -159,7 +160,7 @@ def _attention(memory: Memory) -> Iterator[str]:
         found.setdefault(mode.attention, []).append(mode.name)
     for (backend, reason), names in found.items():
         where = "" if len(found) == 1 else f" in {' and '.join(names)}"
-        yield f"attention{where}: {backend} ({reason})"
+        yield f"attention{where}: {backend}, {reason}"
 
 
 def _section(mode: Mode, memory: Memory, view: View) -> Iterator[Table]:
@@ -220,8 +221,14 @@ def _cells(
 
 def _phase_table(mode: Mode) -> Table:
     """Each figure's own maximum over each phase, and over all of them."""
-    own = tuple((phase.name, *phase.figures, phase.moment) for phase in mode.phases)
-    return Table("", _PHASES, own, (("the greatest", *mode.totals, f"{mode.phase}: {mode.moment}"),))
+    own = tuple((phase.name, *phase.figures, _read(phase.moment)) for phase in mode.phases)
+    return Table("", _PHASES, own, (("the greatest", *mode.totals, f"{mode.phase}: {_read(mode.moment)}"),))
+
+
+def _read(moment: str) -> str:
+    """A moment as it is read: `head: log softmax backward data`."""
+    where, _, op = moment.partition(": ")
+    return f"{where}: {op_words(op)}"
 
 
 def _facts_table(mode: Mode, plan: Plan) -> Table:
@@ -266,7 +273,8 @@ def _why_table(mode: Mode, depth: int) -> Table:
         Column("why", "why", wraps=True, least=20),
         Column("source", "source", wraps=True, least=14, drop=1),
     )
-    found: list[tuple[Value, ...]] = [
+    found: list[tuple[Value, ...]] = [("the peak", "", f"in {mode.phase}, at {_read(mode.moment)}; {PEAK}", "")]
+    found += [
         (f"{_kind(row.kind, mode)}: {row.label}", row.formula.letters, row.why, row.source) for row in rows(mode, depth)
     ]
     return Table(f"Why, in {mode.name}", columns, tuple(found))

@@ -4,9 +4,9 @@ Both depend on the device's generation and on torch's version. Where torch's sou
 it; cuDNN's workspace is known only to cuDNN, and is not in the numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.formula import Dim, product_size
@@ -41,7 +41,7 @@ TARGETS = {
 FIRST_TORCH, LAST_TORCH = (2, 0), (2, 15)
 #: cuBLAS's workspace for each thread: `:4096:2:16:8`, and what Hopper and later take [parseChosenWorkspaceSize].
 WORKSPACE, LARGE_WORKSPACE = (2 * 4096 + 8 * 16) * KIB, 32 * MIB
-#: What cuBLASLt takes for a product with a bias, until it shares cuBLAS's workspace.
+#: What cuBLASLt takes for a product with a bias, at first for each.
 LT_WORKSPACE = 1 * MIB
 #: Generations with the large workspace, from each release on (PR #175344, #189312).
 LARGE_SINCE: dict[Version, Callable[[Version], bool]] = {
@@ -49,17 +49,30 @@ LARGE_SINCE: dict[Version, Callable[[Version], bool]] = {
     (2, 13): lambda capability: capability[0] in (9, 10, 12),
     (2, 0): lambda capability: capability == (9, 0),
 }
-LT_SHARES_SINCE = (2, 7)
+#: From here on that is kept for each thread (PR #156495), and from here on it is cuBLAS's own (PR #175879).
+LT_KEEPS_SINCE, LT_SHARES_SINCE = (2, 9), (2, 12)
 #: From here on the workspace is taken for each product and given back (PR #194311).
 WORKSPACE_PER_CALL_SINCE = (2, 15)
-#: From here on cuDNN's attention comes first on these [sdp_utils.cpp, check_prefer_cudnn_attention: cuDNN > 9.15].
-CUDNN_FIRST_SINCE, CUDNN_FIRST_ON = (2, 13), ((9, 0), (10, 0))
+#: Where cuDNN's attention comes first [sdp_utils.cpp, check_prefer_cudnn_attention]. It depends on the cuDNN that comes
+#: with torch: 2.9 asks for 9.9 and has 9.10; 2.10 asks for more than 9.15, which 2.11 is the first to have.
+CUDNN_FIRST: dict[Version, tuple[Version, ...]] = {
+    (2, 11): ((9, 0), (10, 0), (10, 3)),
+    (2, 10): (),
+    (2, 9): ((9, 0), (10, 0)),
+    (2, 0): (),
+}
+#: From here on it is not asked for a dropout between the steps that it knows (PR #174245).
+CUDNN_DROPOUT_SINCE, CUDNN_DROPOUT_STEPS = (2, 12), 16
+#: From here on it takes heads of 256 on sm90 (PR #161210).
+CUDNN_LARGER_SINCE = (2, 9)
 #: From here on mem-efficient attention takes grouped heads (PR #191085).
 GROUPED_EFFICIENT_SINCE = (2, 14)
+#: Attention takes grouped heads, and RMSNorm is one kernel, from these on (PR #128898, #153666).
+GROUPED_SINCE, FUSED_RMS_NORM_SINCE = (2, 5), (2, 9)
 #: Flash's kernels for heads of 224 are no more from the first on, those for 160 from the second [flash_api.cpp].
 NO_HEADS_OF_224_SINCE, NO_HEADS_OF_160_SINCE = (2, 7), (2, 11)
-#: The head sizes that flash and cuDNN's attention take.
-FLASH_LARGEST, CUDNN_LARGEST, CUDNN_STEP = 256, 128, 8
+#: The head sizes that flash and cuDNN's attention take, and the most sequences or heads that cuDNN does.
+FLASH_LARGEST, CUDNN_LARGEST, CUDNN_LARGER, CUDNN_STEP, CUDNN_MOST = 256, 128, 256, 8, 65535
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
@@ -83,6 +96,8 @@ def torch_version(text: str) -> Version:
 class Heads(NamedTuple):
     """What the choice of an attention kernel depends on."""
 
+    batch: int
+    n_keys: int
     n_heads: int
     n_kv_heads: int
     d_head: int
@@ -106,7 +121,7 @@ class Choice(NamedTuple):
 def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Choice:
     """The kernel that was asked for, if it can run, or the one that torch picks."""
     refusals = {
-        "cudnn": _not_cudnn(heads, chip),
+        "cudnn": _not_cudnn(heads, chip, torch),
         "flash": _not_flash(heads, chip),
         "efficient": _not_efficient(heads, chip, torch),
         "math": "",
@@ -119,7 +134,7 @@ def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Ch
                 f"attention: read {asked!r}, which does not run with {refusals[asked]}; allowed: {', '.join(able)}"
             )
         return Choice(asked, "as asked")
-    first = ("cudnn",) if torch >= CUDNN_FIRST_SINCE and chip.capability in CUDNN_FIRST_ON else ()
+    first = ("cudnn",) if chip.capability in _as_of(CUDNN_FIRST, torch) else ()
     passed: list[str] = []
     for name in (*first, "flash", "efficient"):
         if not refusals[name]:
@@ -129,8 +144,16 @@ def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Ch
     return Choice("math", f"torch's choice: no fused kernel runs{_because(passed)}")
 
 
+_Rule = TypeVar("_Rule")
+
+
+def _as_of(rules: Mapping[Version, _Rule], torch: Version) -> _Rule:
+    """The rule of the latest release up to `torch`."""
+    return rules[max(version for version in rules if version <= torch)]
+
+
 def _because(passed: Sequence[str]) -> str:
-    return f" ({'; '.join(passed)})" if passed else ""
+    return "".join(f"; {reason}" for reason in passed)
 
 
 def _not_flash(heads: Heads, chip: Chip) -> str:
@@ -147,14 +170,20 @@ def _not_flash(heads: Heads, chip: Chip) -> str:
     return ""
 
 
-def _not_cudnn(heads: Heads, chip: Chip) -> str:
+def _not_cudnn(heads: Heads, chip: Chip, torch: Version) -> str:
+    size = heads.d_head
+    largest = CUDNN_LARGER if chip.capability == (9, 0) and torch >= CUDNN_LARGER_SINCE else CUDNN_LARGEST
     if not heads.is_half:
         return heads.dtype
     if chip.capability < (8, 0):
         return "devices before sm80"
-    if heads.d_head > CUDNN_LARGEST or heads.d_head % CUDNN_STEP:
-        return f"heads of {heads.d_head} (multiples of {CUDNN_STEP} up to {CUDNN_LARGEST})"
-    return ""
+    if size > largest or size % CUDNN_STEP:
+        return f"heads of {size} (multiples of {CUDNN_STEP} up to {largest})"
+    if torch >= CUDNN_DROPOUT_SINCE and (heads.dropout * CUDNN_DROPOUT_STEPS) % 1:
+        return f"a dropout of {heads.dropout:g} (multiples of 1/{CUDNN_DROPOUT_STEPS})"
+    if heads.n_keys == 1:
+        return "a single key"
+    return f"more than {CUDNN_MOST:,} sequences or heads" if max(heads.batch, heads.n_heads) > CUDNN_MOST else ""
 
 
 def _not_efficient(heads: Heads, chip: Chip, torch: Version) -> str:
@@ -173,24 +202,27 @@ class CudaKernels:
     def __init__(self, chip: Chip, torch: Version) -> None:
         """By generation and release."""
         self.chip, self.torch = chip, torch
-        since = max(version for version in LARGE_SINCE if version <= torch)
-        size = LARGE_WORKSPACE if LARGE_SINCE[since](chip.capability) else WORKSPACE
-        taken = Tensor("cuBLAS workspace", (Dim(f"{size:,}", size),), "uint8")
-        self.per_call = torch >= WORKSPACE_PER_CALL_SINCE
-        self.workspace = None if self.per_call else taken
-        self._taken = taken
+        large = _as_of(LARGE_SINCE, torch)(chip.capability)
+        self._workspace = _workspace("cuBLAS workspace", LARGE_WORKSPACE if large else WORKSPACE)
+        self._lt_workspace = _workspace("cuBLASLt workspace", LT_WORKSPACE)
 
     def multiplies(self, op: Op) -> bool:
         """Whether the op is a product of matrices by cuBLAS; an empty one never gets there."""
         return op.name in PRODUCTS and op.output.bytes > 0
 
+    def kept(self, op: Op) -> tuple[Tensor, ...]:
+        """What a thread takes when it first runs such an op, and keeps."""
+        if self.torch >= WORKSPACE_PER_CALL_SINCE or not self.multiplies(op):
+            return ()
+        lt = op.name == "aten::addmm" and LT_KEEPS_SINCE <= self.torch < LT_SHARES_SINCE
+        return (self._workspace, self._lt_workspace) if lt else (self._workspace,)
+
     def buffers(self, op: Op) -> tuple[Tensor, ...]:
         """What the kernel of `op` takes after its outputs, and gives back."""
         if self.multiplies(op):
-            found: tuple[Tensor, ...] = (self._taken,) if self.per_call else ()
-            if op.name == "aten::addmm" and self.torch < LT_SHARES_SINCE:
-                found += (Tensor("cuBLASLt workspace", (Dim(f"{LT_WORKSPACE:,}", LT_WORKSPACE),), "uint8"),)
-            return found
+            if self.torch >= WORKSPACE_PER_CALL_SINCE:
+                return (self._workspace,)
+            return (self._lt_workspace,) if op.name == "aten::addmm" and self.torch < LT_KEEPS_SINCE else ()
         return _BUFFERS[op.name](op, self) if op.name in _BUFFERS else ()
 
     def padded_head(self, size: Dim) -> Dim:
@@ -198,6 +230,10 @@ class CudaKernels:
         step = 64 if size.size > 128 and self.torch >= NO_HEADS_OF_160_SINCE else 32
         padded = ceil_div(size.size, step) * step
         return Dim("⌈H⌉", 256 if padded == 224 and self.torch >= NO_HEADS_OF_224_SINCE else padded)
+
+
+def _workspace(label: str, size: int) -> Tensor:
+    return Tensor(label, (Dim(f"{size:,}", size),), "uint8")
 
 
 def _embedding_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001  every kernel's signature

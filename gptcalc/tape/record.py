@@ -19,14 +19,11 @@ Home = int | None
 class Kernels(Protocol):
     """What no op shows: buffers that kernels take for themselves."""
 
-    #: One for each thread that multiplies matrices, kept from its first product on; nothing where it is not kept.
-    workspace: Tensor | None
+    def kept(self, op: Op) -> tuple[Tensor, ...]:
+        """What a thread takes when it first runs such an op, and keeps."""
 
     def buffers(self, op: Op) -> tuple[Tensor, ...]:
         """What the kernel of `op` takes after its outputs, and gives back."""
-
-    def multiplies(self, op: Op) -> bool:
-        """Whether the op is a product of matrices by cuBLAS."""
 
 
 class Slot:
@@ -82,7 +79,7 @@ class Recorder:
         """Nothing yet; without `kernels` only what a caller of the ops sees is recorded."""
         self.stages: list[Stage] = []
         self.kernels = kernels
-        self._threads: set[str] = set()
+        self._kept: set[str] = set()
         self._values: dict[Home, dict[Tensor, Slot]] = {None: {}}
         self._parameters: dict[str, Slot] = {}
         self._needs: dict[Home, set[Tensor]] = {None: set()}
@@ -220,10 +217,11 @@ class Recorder:
         """What the kernel takes for itself and gives back, and what its thread takes once and keeps."""
         if self.kernels is None:
             return
-        if self.kernels.workspace is not None and thread not in self._threads and self.kernels.multiplies(op):
-            self._threads.add(thread)
-            label = f"{self.kernels.workspace.label} ({thread})"
-            self.hold(self.alloc(self.kernels.workspace._replace(label=label), "workspace", op.name, shared=True))
+        for tensor in self.kernels.kept(op):
+            kept = tensor._replace(label=f"{tensor.label} ({thread})")
+            if kept.label not in self._kept:
+                self._kept.add(kept.label)
+                self.hold(self.alloc(kept, "workspace", op.name, shared=True))
         taken = [self.hold(self.alloc(tensor, "workspace", op.name)) for tensor in self.kernels.buffers(op)]
         for slot in taken:
             self.release(slot)

@@ -131,6 +131,7 @@ def test_a_wrong_option_is_one_clear_error(
         (["--optimizer-impl", "for-loop", "--attention", "math"], {"optimizer_impl": "for-loop", "attention": "math"}),
         (["--logits", "all", "--target", "sm_80", "--torch", "2.6.0"], {"logits": "all", "target": "sm80"}),
         (["--torch", "2.6.0"], {"torch": "2.6"}),
+        (["--torch", "2.10"], {"torch": "2.10"}),
         (["--expandable-segments"], {"expandable_segments": True}),
     ],
     ids=str,
@@ -214,6 +215,7 @@ def test_python_has_the_same_answer_as_the_command(capsys: pytest.CaptureFixture
         ({"mode": "train"}, "^mode: read 'train'"),
         ({"precision": 16}, "^precision: read '16'"),
         ({"momentum": float("nan"), "optimizer": "sgd"}, "^momentum: read nan"),
+        ({"torch": 2.10}, r"^torch: read 2\.1; allowed: a release of PyTorch as text"),
         ({"expandable_segments": "yes"}, "^expandable_segments: read 'yes'; allowed: true or false"),
         ({"mode": "inference", "optimizer": "adam"}, "read optimizer with mode inference"),
         ({"depth": True}, "^depth: read True"),
@@ -225,6 +227,13 @@ def test_errors_in_python_speak_of_arguments(asked: dict[str, Any], said: str) -
     """What is `--batch` on the command line is `batch` here."""
     with pytest.raises(GptcalcError, match=said):
         api.memory("gpt2", **asked)
+
+
+def test_positions_may_be_none() -> None:
+    """The word is the kind; what has no value is null."""
+    done = gptcalc("memory", "gpt2", "--positions", "none", "--set", "n_inner=null", "--n-layers", "1")
+    assert done.returncode == 0
+    assert "positions learned → none" in done.stdout
 
 
 def test_help_groups_the_options_of_a_run() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,7 @@ def test_the_title_says_how_much_and_when() -> None:
         ({"optimizer": "sgd", "momentum": 0.9, "optimizer_impl": "fused"}, {}, "SGD (fused), momentum 0.9"),
         ({}, {}, "AdamW (foreach) · dropout 0.1"),
         ({}, {"attn_pdrop": 0.0}, "dropout embedding 0.1, attention 0, residual 0.1"),
-        ({}, {}, "attention: flash (bf16 and a head size of 64, which flash takes)"),
+        ({}, {}, "attention: flash, bf16 and a head size of 64, which flash takes"),
         ({"torch": "2.6", "target": "sm80", "expandable_segments": True}, {}, "sm80 · torch 2.6 · expandable segments"),
         ({"logits": "all"}, {}, "logits of all tokens"),
         ({"batch": 3, "seq": 77}, {}, "C=1,024 · B=3 · T=77"),
@@ -290,7 +291,7 @@ def test_modes_with_different_attention_say_so() -> None:
     found = changed(report(), attention=("math", "fp32 with fewer key heads"))
     lines = [line for line in found.document().heading if line.startswith("attention")]
 
-    assert [line.split(" (")[0] for line in lines] == ["attention in training: math", "attention in inference: flash"]
+    assert [line.split(",")[0] for line in lines] == ["attention in training: math", "attention in inference: flash"]
 
 
 def test_a_figure_that_peaks_elsewhere_is_told() -> None:
@@ -348,7 +349,8 @@ def test_explain_gives_why_and_source_of_every_line() -> None:
 
     assert [table.title for table in tables] == ["Why, in training", "Why, in inference"]
     for table, mode in zip(tables, found.modes, strict=True):
-        assert [row[2:] for row in table.rows] == [(line.why, line.source) for line in mode.lines]
+        assert table.rows[0][0] == "the peak"
+        assert [row[2:] for row in table.rows[1:]] == [(line.why, line.source) for line in mode.lines]
     assert not any(table.title.startswith("Why") for table in found.document().tables)
 
 
@@ -470,6 +472,9 @@ def test_the_embedding_stage_as_json_and_csv_adds_up() -> None:
     for dtype, total in part["totals"]["bytes"].items():
         assert sum(line["bytes"][dtype] for line in part["lines"]) == total
         assert sum(int(record[dtype]) for record in records) == total
+    for line in part["lines"]:
+        assert prod(int(factor.replace(",", "")) for factor in line["numbers"].split("×")) == line["amount"]
+    assert [line["formula"] for line in part["lines"]] == ["4×V×D", "4×C×D", "4×B×T×D"]
     assert part["parameters"] == 65_639_680
     assert "training" not in answer
     assert {"~65.1M": "wrong", "65,639,680": "exact"}.items() <= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import ceil
 
 import pytest
@@ -14,7 +15,7 @@ from gptcalc.tape.backward import gradients
 from gptcalc.tape.kernels import TARGETS, CudaKernels, Heads, choose_attention, splits, target, torch_version
 
 SMALL, LARGE = 8_519_680, 33_554_432  # facts/gpu_memory.md §1.2: `:4096:2:16:8`, and 32 MiB
-GPT2 = Heads(n_heads=12, n_kv_heads=12, d_head=64, dropout=0.1, dtype="bf16", training=True)
+GPT2 = Heads(batch=8, n_keys=1024, n_heads=12, n_kv_heads=12, d_head=64, dropout=0.125, dtype="bf16", training=True)
 LLAMA = GPT2._replace(n_heads=32, n_kv_heads=8, d_head=128, dropout=0.0)
 
 
@@ -34,36 +35,35 @@ def test_the_workspace_of_a_generation(name: str, torch: str) -> None:
     version = torch_version(torch)
     large = {"sm90"} if version < (2, 13) else {"sm90", "sm100", "sm103", "sm120"}
     kernels = CudaKernels(target(name), version)
-    if version < (2, 15):
-        assert kernels.workspace is not None
-        assert kernels.workspace.bytes == (LARGE if name in large else SMALL)
-        assert all(tensor.label != "cuBLAS workspace" for tensor in kernels.buffers(product(bias=True)))
-    else:
-        assert kernels.workspace is None
-        (taken,) = kernels.buffers(product(bias=True))
-        assert taken.bytes == (LARGE if name in large else SMALL)
-        assert kernels.buffers(product(bias=False)) == (taken,)
+    (taken,) = (kernels.kept if version < (2, 15) else kernels.buffers)(product(bias=False))
+    assert (taken.label, taken.bytes) == ("cuBLAS workspace", LARGE if name in large else SMALL)
+    assert (kernels.buffers if version < (2, 15) else kernels.kept)(product(bias=False)) == ()
 
 
 def test_a_generation_of_11_joined_in_2_14() -> None:
     """Compute capability 11.0 has the small workspace in 2.13 and the large one from 2.14 on (PR #189312)."""
     thor = TARGETS["sm90"]._replace(capability=(11, 0))
-    found = [CudaKernels(thor, version).workspace for version in ((2, 6), (2, 13), (2, 14))]
-    assert [tensor and tensor.bytes for tensor in found] == [SMALL, SMALL, LARGE]
+    found = [CudaKernels(thor, version).kept(product(bias=False)) for version in ((2, 6), (2, 13), (2, 14))]
+    assert [tensor.bytes for (tensor,) in found] == [SMALL, SMALL, LARGE]
 
 
 def test_the_device_of_the_old_rule_is_sm90_alone() -> None:
     """Before 2.13 only 9.0 itself, not all of generation 9 or 10, took 32 MiB."""
     other = TARGETS["sm90"]._replace(capability=(9, 1))
-    found = [CudaKernels(other, version).workspace for version in ((2, 12), (2, 13))]
-    assert [tensor and tensor.bytes for tensor in found] == [SMALL, LARGE]
+    found = [CudaKernels(other, version).kept(product(bias=False)) for version in ((2, 12), (2, 13))]
+    assert [tensor.bytes for (tensor,) in found] == [SMALL, LARGE]
 
 
-@pytest.mark.parametrize(("torch", "extra"), [((2, 0), 1), ((2, 6), 1), ((2, 7), 0), ((2, 13), 0)])
-def test_cublas_lt_took_a_mebibyte_of_its_own(torch: tuple[int, int], extra: int) -> None:
-    """A product with a bias took 1 MiB for each call, until 2.7 let it share cuBLAS's workspace."""
+@pytest.mark.parametrize(
+    ("torch", "kept", "taken"),
+    [((2, 0), 0, 1), ((2, 8), 0, 1), ((2, 9), 1, 0), ((2, 11), 1, 0), ((2, 12), 0, 0), ((2, 13), 0, 0)],
+)
+def test_cublas_lt_took_a_mebibyte_of_its_own(torch: tuple[int, int], kept: int, taken: int) -> None:
+    """A product with a bias took 1 MiB, at first each time, from 2.9 on once; since 2.12 it uses cuBLAS's workspace."""
     kernels = CudaKernels(TARGETS["sm80"], torch)
-    assert [tensor.bytes for tensor in kernels.buffers(product(bias=True))] == [1 << 20] * extra
+    assert [tensor.bytes for tensor in kernels.kept(product(bias=True))] == [SMALL, *[1 << 20] * kept]
+    assert [tensor.bytes for tensor in kernels.buffers(product(bias=True))] == [1 << 20] * taken
+    assert [tensor.bytes for tensor in kernels.kept(product(bias=False))] == [SMALL]
     assert kernels.buffers(product(bias=False)) == ()
 
 
@@ -92,11 +92,20 @@ def test_an_empty_product_does_not_reach_cublas() -> None:
     [
         ("sm90", (2, 13), GPT2, "cudnn"),
         ("sm100", (2, 13), LLAMA, "cudnn"),
-        ("sm90", (2, 12), GPT2, "flash"),
-        ("sm103", (2, 13), GPT2, "flash"),
+        ("sm103", (2, 13), LLAMA, "cudnn"),
+        ("sm90", (2, 13), GPT2._replace(dropout=0.1), "flash"),
+        ("sm90", (2, 11), GPT2._replace(dropout=0.1), "cudnn"),
+        ("sm90", (2, 10), GPT2, "flash"),
+        ("sm90", (2, 9), GPT2, "cudnn"),
+        ("sm103", (2, 9), GPT2, "flash"),
+        ("sm90", (2, 8), GPT2, "flash"),
+        ("sm90", (2, 13), GPT2._replace(n_keys=1), "flash"),
+        ("sm90", (2, 13), GPT2._replace(batch=65_536), "flash"),
+        ("sm90", (2, 13), GPT2._replace(batch=65_535), "cudnn"),
+        ("sm100", (2, 13), GPT2._replace(d_head=136), "flash"),
         ("sm80", (2, 13), LLAMA, "flash"),
         ("sm120", (2, 15), GPT2, "flash"),
-        ("sm90", (2, 13), GPT2._replace(d_head=256), "flash"),
+        ("sm90", (2, 13), GPT2._replace(d_head=256), "cudnn"),
         ("sm90", (2, 13), GPT2._replace(d_head=100), "flash"),
         ("sm90", (2, 13), GPT2._replace(d_head=264), "efficient"),
         ("sm90", (2, 13), GPT2._replace(dtype="fp32"), "efficient"),
@@ -120,9 +129,9 @@ def test_auto_is_what_torch_picks(name: str, torch: tuple[int, int], heads: Head
     choice = choose_attention("auto", heads, target(name), torch)
     assert choice.backend == backend
     assert choice.reason.startswith("torch's choice: ")
-    order = (["cudnn"] if torch >= (2, 13) and name in ("sm90", "sm100") else []) + ["flash", "efficient"]
-    passed = order[: order.index(backend)] if backend in order else order
-    assert [part.split()[0] for part in choice.reason.partition(" (")[2].rstrip(")").split("; ") if part] == passed
+    orders = ["cudnn", "flash", "efficient", "math"], ["flash", "efficient", "math"]
+    passed = re.findall(r"(\w+) does not with", choice.reason)
+    assert passed in [order[: order.index(backend)] for order in orders if backend in order]
 
 
 def test_the_reason_names_what_is_not_possible() -> None:
@@ -130,7 +139,7 @@ def test_the_reason_names_what_is_not_possible() -> None:
     choice = choose_attention("auto", LLAMA._replace(dtype="fp32"), target("sm90"), (2, 13))
     assert choice.reason == (
         "torch's choice: no fused kernel runs"
-        " (cudnn does not with fp32; flash does not with fp32; efficient does not with grouped heads)"
+        "; cudnn does not with fp32; flash does not with fp32; efficient does not with grouped heads"
     )
     first = choose_attention("auto", GPT2, target("sm90"), (2, 13))
     assert first.reason == "torch's choice: the first of cudnn, flash, efficient, math that runs"
@@ -149,8 +158,10 @@ def test_what_is_asked_for_is_taken(name: str) -> None:
         ("flash", "sm75", GPT2._replace(dtype="fp16"), "devices before sm80", "efficient, math, eager"),
         ("flash", "sm90", GPT2._replace(d_head=264), "heads of more than 256", "efficient, math, eager"),
         ("flash", "sm86", GPT2._replace(d_head=224), "the gradients of heads of 224", "efficient, math, eager"),
-        ("cudnn", "sm90", GPT2._replace(d_head=100), "heads of 100 (multiples of 8 up to 128)", "flash, math, eager"),
-        ("cudnn", "sm90", GPT2._replace(d_head=136), "heads of 136", "flash, efficient, math, eager"),
+        ("cudnn", "sm90", GPT2._replace(d_head=100), "heads of 100 (multiples of 8 up to 256)", "flash, math, eager"),
+        ("cudnn", "sm80", GPT2._replace(d_head=136), "heads of 136", "flash, efficient, math, eager"),
+        ("cudnn", "sm90", GPT2._replace(dropout=0.1), "a dropout of 0.1", "flash, efficient, math, eager"),
+        ("cudnn", "sm90", GPT2._replace(n_keys=1), "a single key", "flash, efficient, math, eager"),
         ("cudnn", "sm90", GPT2._replace(dtype="fp32"), "fp32", "efficient, math, eager"),
         ("cudnn", "sm70", GPT2._replace(dtype="fp16"), "devices before sm80", "efficient, math, eager"),
         ("efficient", "sm90", LLAMA, "grouped heads", "cudnn, flash, math, eager"),

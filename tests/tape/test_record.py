@@ -370,13 +370,11 @@ def test_a_stretch_that_goes_on_is_one_segment() -> None:
 class Hungry:
     """Kernels that take a workspace for each thread that multiplies, and eight numbers for each product."""
 
-    workspace = Tensor("workspace", (Dim("32", 32),), "uint8")
+    def kept(self, op: Op) -> tuple[Tensor, ...]:
+        return (Tensor("workspace", (Dim("32", 32),), "uint8"),) if op.name == "aten::mm" else ()
 
     def buffers(self, op: Op) -> tuple[Tensor, ...]:
-        return (Tensor("buffer", (Dim("8", 8),), "fp32"),) if self.multiplies(op) else ()
-
-    def multiplies(self, op: Op) -> bool:
-        return op.name == "aten::mm"
+        return (Tensor("buffer", (Dim("8", 8),), "fp32"),) if op.name == "aten::mm" else ()
 
 
 def test_workspaces_are_taken_once_for_each_thread_and_buffers_given_back() -> None:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import DATA, ROOT
 
+from gptcalc import tape
 from gptcalc.allocator import Allocator, Figures
 from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
+from gptcalc.formula import Dim
 from gptcalc.ledger.memory import PHASES, ModeName, record
 from gptcalc.ledger.snapshot import (
     BETWEEN,
@@ -38,6 +40,7 @@ from gptcalc.ledger.snapshot import (
     to_json,
 )
 from gptcalc.plan import Plan
+from gptcalc.tape import Tensor
 from gptcalc.tape.kernels import CudaKernels, target, torch_version
 from gptcalc.tape.replay import _address
 from gptcalc.units import MIB
@@ -643,6 +646,7 @@ print(torch.__version__, *torch.cuda.get_device_capability(), forward - start, n
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
         version, major, minor, forward, backward = text.split()
         release = torch_version(".".join(version.split(".")[:2]))
-        taken = CudaKernels(target(f"sm{major}{minor}"), release).workspace
-        expected = 0 if taken is None else taken.bytes
-        assert [round(int(found) / MIB) for found in (forward, backward)] == [round(expected / MIB)] * 2
+        x, y = (Tensor(label, (Dim("D", 64), Dim("D", 64)), "bf16") for label in "xy")
+        kept = CudaKernels(target(f"sm{major}{minor}"), release).kept(tape.linear(x, x, None, y))
+        expected = round(sum(tensor.bytes for tensor in kept) / MIB)
+        assert [round(int(found) / MIB) for found in (forward, backward)] == [expected] * 2
