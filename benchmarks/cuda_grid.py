@@ -67,7 +67,7 @@ small     fp16  auto       foreach          8×1024
 small     bf16  efficient  foreach          8×1024
 small     bf16  math       foreach          8×1024
 small     bf16  eager      foreach          8×1024
-small     bf16  cudnn      foreach          8×1024
+small     bf16  cudnn      foreach          8×1024  0.0
 small     bf16  flash      for-loop         3×777
 small     fp32  efficient  fused            3×777
 small     fp32  math       for-loop         1×256
