@@ -189,8 +189,8 @@ def _alive_table(title: str, mode: Mode, depth: int) -> Table:
 
 
 def _kind(kind: Kind, mode: Mode) -> str:
-    """What a kind is called: in inference nothing is saved."""
-    return KINDS[kind][1] if mode.name == "training" else KINDS[kind][1].removeprefix("saved ")
+    """What a kind is called: in training autograd saves activations."""
+    return f"{'saved ' if kind == 'activations' and mode.name == 'training' else ''}{KINDS[kind][1]}"
 
 
 def _by_group(lines: Sequence[Held]) -> list[Held]:

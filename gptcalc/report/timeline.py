@@ -25,7 +25,7 @@ KINDS: dict[Kind, tuple[str, str]] = {
     "optimizer": ("O", "optimizer states"),
     "kv_cache": ("K", "KV cache"),
     "inputs": ("I", "inputs"),
-    "activations": ("A", "saved activations"),
+    "activations": ("A", "activations"),
     "logits": ("L", "logits and loss"),
     "temporary": ("T", "temporaries"),
     "workspace": ("S", "workspaces"),

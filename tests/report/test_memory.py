@@ -430,7 +430,7 @@ def test_the_legend_names_only_what_is_drawn() -> None:
     """A letter with the most that its kind ever takes; kinds that never come are not spoken of."""
     lines = draw(points(1 << 30, 1 << 20), 80)
 
-    assert lines[-1] == "A saved activations, at most 1.00 GiB"
+    assert lines[-1] == "A activations, at most 1.00 GiB"
     assert len({letter for letter, _ in KINDS.values()}) == len(KINDS)
 
 
