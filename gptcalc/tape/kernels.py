@@ -4,9 +4,9 @@ Both depend on the device's generation and on torch's version. Where torch's sou
 it; cuDNN's workspace is known only to cuDNN, and is not in the numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.formula import Dim, product_size
@@ -53,14 +53,9 @@ LARGE_SINCE: dict[Version, Callable[[Version], bool]] = {
 LT_KEEPS_SINCE, LT_SHARES_SINCE = (2, 9), (2, 12)
 #: From here on the workspace is taken for each product and given back (PR #194311).
 WORKSPACE_PER_CALL_SINCE = (2, 15)
-#: Where cuDNN's attention comes first [sdp_utils.cpp, check_prefer_cudnn_attention]. It depends on the cuDNN that comes
-#: with torch: 2.9 asks for 9.9 and has 9.10; 2.10 asks for more than 9.15, which 2.11 is the first to have.
-CUDNN_FIRST: dict[Version, tuple[Version, ...]] = {
-    (2, 11): ((9, 0), (10, 0), (10, 3)),
-    (2, 10): (),
-    (2, 9): ((9, 0), (10, 0)),
-    (2, 0): (),
-}
+#: From here on cuDNN's attention comes first on these [sdp_utils.cpp, check_prefer_cudnn_attention]: that takes a cuDNN
+#: later than 9.15, which the wheels of 2.11 are the first to bring. Those of 2.9 were built with one too old for it.
+CUDNN_FIRST_SINCE, CUDNN_FIRST_ON = (2, 11), ((9, 0), (10, 0), (10, 3))
 #: From here on it is not asked for a dropout between the steps that it knows (PR #174245).
 CUDNN_DROPOUT_SINCE, CUDNN_DROPOUT_STEPS = (2, 12), 16
 #: From here on it takes heads of 256 on sm90 (PR #161210).
@@ -134,7 +129,7 @@ def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Ch
                 f"attention: read {asked!r}, which does not run with {refusals[asked]}; allowed: {', '.join(able)}"
             )
         return Choice(asked, "as asked")
-    first = ("cudnn",) if chip.capability in _as_of(CUDNN_FIRST, torch) else ()
+    first = ("cudnn",) if torch >= CUDNN_FIRST_SINCE and chip.capability in CUDNN_FIRST_ON else ()
     passed: list[str] = []
     for name in (*first, "flash", "efficient"):
         if not refusals[name]:
@@ -142,14 +137,6 @@ def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Ch
             return Choice(name, f"torch's choice: {why}{_because(passed)}")
         passed.append(f"{name} does not with {refusals[name]}")
     return Choice("math", f"torch's choice: no fused kernel runs{_because(passed)}")
-
-
-_Rule = TypeVar("_Rule")
-
-
-def _as_of(rules: Mapping[Version, _Rule], torch: Version) -> _Rule:
-    """The rule of the latest release up to `torch`."""
-    return rules[max(version for version in rules if version <= torch)]
 
 
 def _because(passed: Sequence[str]) -> str:
@@ -202,7 +189,7 @@ class CudaKernels:
     def __init__(self, chip: Chip, torch: Version) -> None:
         """By generation and release."""
         self.chip, self.torch = chip, torch
-        large = _as_of(LARGE_SINCE, torch)(chip.capability)
+        large = LARGE_SINCE[max(version for version in LARGE_SINCE if version <= torch)](chip.capability)
         self._workspace = _workspace("cuBLAS workspace", LARGE_WORKSPACE if large else WORKSPACE)
         self._lt_workspace = _workspace("cuBLASLt workspace", LT_WORKSPACE)
 
