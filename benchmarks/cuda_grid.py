@@ -13,7 +13,6 @@ LIGHT_BYTES each) run side by side, which changes no figure; heavy ones always r
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
 from gptcalc.errors import GptcalcError
+from gptcalc.files import write_atomically
 from gptcalc.ledger.asked import with_dropout
 from gptcalc.ledger.memory import ModeName, memory
 from gptcalc.plan import Plan
@@ -297,9 +297,7 @@ def child(case: Case, records: Path, until: float) -> Row:
 def write(path: Path, rows: list[Row]) -> None:
     """The file is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"schema": "gptcalc.cuda_grid/1", "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)  # noqa: PTH105  over what is there
+    write_atomically(path, json.dumps({"schema": "gptcalc.cuda_grid/1", "rows": rows}, indent=1) + "\n")
 
 
 def line(case: Case, row: Row) -> str:

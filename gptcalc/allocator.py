@@ -120,7 +120,7 @@ class Allocator:
         """A block for `n_bytes`; none for an empty tensor, which torch does not ask the allocator for."""
         if not n_bytes:
             return None
-        rounded = (n_bytes + MIN_BLOCK_SIZE - 1) // MIN_BLOCK_SIZE * MIN_BLOCK_SIZE  # round_size
+        rounded = round_size(n_bytes)
         pool = self._small if rounded <= SMALL_SIZE else self._large
         free = pool.free
         at = bisect_left(free, (rounded,))

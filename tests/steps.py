@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 from support import toy_configs
 
+from gptcalc.allocator import round_size
 from gptcalc.catalog import resolve
 from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
@@ -15,10 +16,10 @@ from gptcalc.plan import Plan
 from gptcalc.tape.kernels import torch_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from gptcalc.spec import Spec
-    from gptcalc.tape.record import Kernels
+    from gptcalc.tape.record import Kernels, Stage
     from gptcalc.tape.replay import Recording
 
 #: More layers than any model here has: none is folded.
@@ -80,12 +81,43 @@ def happens(events: Iterable[tuple[bool, int]]) -> Happens:
     return [*found, (0, freed)]
 
 
+def kept(recording: Recording) -> Counter[str]:
+    """What autograd keeps, beside weights and inputs: dtype and bytes of each storage."""
+    slots = {
+        id(event.slot): event.slot
+        for stage in recording.record.stages
+        for segment in stage.segments
+        for event in segment.events
+    }
+    return Counter(
+        f"{DTYPES.get(slot.tensor.dtype, slot.tensor.dtype)} {slot.bytes}"
+        for slot in slots.values()
+        if slot.keepers and slot.kind not in ("weights", "inputs")
+    )
+
+
+def instants(recording: Recording) -> Iterator[tuple[int, str, int, int]]:
+    """At each stage's start and after each event, layer by layer: stage, stretch, requested and rounded bytes."""
+    requested = rounded = 0
+    for number, stage in enumerate(recording.record.stages):
+        yield number, "", requested, rounded
+        for run in recording.runs(stage):
+            for _ in run.layers:
+                for event in run.events:
+                    sign = 1 if event.alloc else -1
+                    requested += sign * event.slot.bytes
+                    rounded += sign * round_size(event.slot.bytes)
+                    yield number, run.segment.label, requested, rounded
+
+
+def events_of(recording: Recording, stage: Stage) -> list[tuple[bool, int]]:
+    """Whether it is an allocation, and bytes, of every event of a recording of all layers."""
+    return [(event.alloc, event.slot.bytes) for run in recording.runs(stage) for event in run.events]
+
+
 def of_tape(recording: Recording) -> list[tuple[str, Happens]]:
     """Every phase of a recording of all layers."""
-    return [
-        (stage.name, happens((event.alloc, event.slot.bytes) for run in recording.runs(stage) for event in run.events))
-        for stage in recording.record.stages
-    ]
+    return [(stage.name, happens(events_of(recording, stage))) for stage in recording.record.stages]
 
 
 def of_trace(trace: Any) -> list[tuple[str, Happens]]:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from gptcalc.formula import Dim, Formula, Product, ordered
 from gptcalc.inventory import Slice, Weight, inventory
-from gptcalc.ledger.components import COMPONENTS
+from gptcalc.ledger.components import component_label
 from gptcalc.ledger.reasons import KIND_REASONS, op_words, why
 from gptcalc.parts.block import Block
 from gptcalc.spec import Spec
@@ -105,15 +105,13 @@ class Alive:
         groups: dict[tuple[Kind, str, str], list[tuple[Formula, _Alive]]] = {}
         for one in self._found:
             op = one.slot.op if one.kind in BY_OP else ""
-            for part in one.parts:
-                groups.setdefault((one.kind, part.component, op), []).append((self._formula(one, [part.product]), one))
-            if not one.parts:
-                formula = self._formula(one, [one.slot.tensor.dims])
-                groups.setdefault((one.kind, self._component(one), op), []).append((formula, one))
+            whole = (self._component(one), one.slot.tensor.dims)
+            for component, product in [(part.component, part.product) for part in one.parts] or [whole]:
+                groups.setdefault((one.kind, component, op), []).append((self._formula(one, [product]), one))
         order = list(dict.fromkeys((kind, component) for kind, component, _ in groups))
         for kind, component, op in sorted(groups, key=lambda group: order.index(group[:2])):
             found = groups[kind, component, op]
-            label = COMPONENTS[component].label if component in COMPONENTS else component
+            label = component_label(component)
             reasons = [why(kind, one.slot) for _, one in found]
             yield Held(
                 key=".".join(filter(None, (kind, component, op.removeprefix("aten::")))),

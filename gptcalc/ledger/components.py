@@ -83,3 +83,8 @@ COMPONENTS = {
         "unembedding", "unembedding", "D back to a score for each of the V tokens", "Radford et al. 2018, §3.1"
     ),
 }
+
+
+def component_label(key: str) -> str:
+    """A component by its name; what is none of the parameter ledger's, as an activation's, as it is."""
+    return COMPONENTS[key].label if key in COMPONENTS else key

@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
-from gptcalc.ledger.reasons import mode_notes, norms
+from gptcalc.ledger.reasons import has_rms_norm, mode_notes
 from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.mlp import MixtureMLP
-from gptcalc.parts.norm import RMSNorm
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape.kernels import (
@@ -110,7 +109,7 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
         raise InvalidValueError(
             f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
         )
-    for what, since in needs(spec, plan):
+    for what, since in _needs(spec, plan):
         if torch < since:
             raise InvalidValueError(
                 f"torch: read {plan.torch}, where {what} takes other ops, which are not known; allowed for this model:"
@@ -119,9 +118,9 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
     return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
 
 
-def needs(spec: Spec, plan: Plan) -> Iterator[tuple[str, Version]]:
+def _needs(spec: Spec, plan: Plan) -> Iterator[tuple[str, Version]]:
     """What a model does that older releases of torch do in other ops, with the first release that does it so."""
-    if any(isinstance(norm, RMSNorm) for norm in norms(spec)):
+    if has_rms_norm(spec):
         yield "RMSNorm", FUSED_RMS_NORM_SINCE
     parts = [group.block.attention for group in spec.layers if isinstance(group.block, Block)]
     grouped = any(isinstance(part, MultiHeadAttention) and part.n_kv_heads < part.n_heads for part in parts)

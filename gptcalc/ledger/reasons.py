@@ -65,12 +65,13 @@ def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
             "attention runs in cuDNN, whose workspace only cuDNN knows: it is not in these numbers"
             " (--attention flash has all its buffers)"
         )
-    if any(isinstance(norm, RMSNorm) for norm in norms(spec)):
+    if has_rms_norm(spec):
         notes.append("what RMSNorm keeps is source-derived: torch's fused kernel, not confirmed on a GPU yet")
     return tuple(notes)
 
 
-def norms(spec: Spec) -> list[object]:
-    """The parts that norm, and nothing where there is none."""
+def has_rms_norm(spec: Spec) -> bool:
+    """Whether any norm of the model, in its blocks or after them, is an RMSNorm."""
     blocks = [group.block for group in spec.layers]
-    return [spec.final_norm, *(getattr(block, "attention_norm", None) for block in blocks)]
+    norms = [getattr(block, name, None) for block in blocks for name in ("attention_norm", "mlp_norm")]
+    return any(isinstance(norm, RMSNorm) for norm in (spec.final_norm, *norms))

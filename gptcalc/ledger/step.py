@@ -28,7 +28,7 @@ from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape.record import Buffered, Home, Kernels, Recorder
 from gptcalc.tape.replay import Group, Recording
-from gptcalc.tape.rows import Op, Rows, Setting, Tensor, leave, ops_of, result, whole
+from gptcalc.tape.rows import Op, Rows, Setting, Tensor, cut, leave, ops_of, result
 
 #: Layers of a group that are recorded.
 RECORDED = 3
@@ -222,8 +222,7 @@ def _head(spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tens
     else:
         rows.append(leave(*shared))
     if last:
-        view = Tensor("last position", (at.tokens[0], Dim("1", 1), at.width), x.dtype, base=x)
-        before, x = x, rows(whole("aten::slice", (x,), view))
+        before, x = x, rows(cut(x, "last position", at.tokens[0], Dim("1", 1), at.width))
         rows.drop(before)
     table = inside.within(spec.embedding.name).weight("token table", "weight", at.n_vocab, at.width)
     if not isinstance(spec.unembedding, Unembedding):

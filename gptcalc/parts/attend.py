@@ -32,7 +32,7 @@ def fused(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given
     """One kernel, by `setting.attention`: flash, cuDNN's, or the mem-efficient one. The output is (B, T, N, H)."""
     pads = _is_padded(setting, given.query)
     query, key, value = _padded(rows, given) if pads else given
-    batch, heads, seq, _ = _axes(query)
+    batch, heads, seq, _ = tape.heads_first(query)
     seeds = (Tensor("dropout state", (Dim("2", 2),), "int64"), Tensor("dropout offset", (), "int64"))
     axes: tuple[Dim, ...] = (batch, heads, seq)
     if setting.attention == "efficient":
@@ -59,7 +59,7 @@ def _padded(rows: Rows, given: Given) -> Given:
     """Copies (B, heads, T, ⌈H⌉8)."""
     found = []
     for x in given:
-        batch, heads, seq, size = _axes(x)
+        batch, heads, seq, size = tape.heads_first(x)
         wide = Dim("⌈H⌉8", ceil_div(size.size, FLASH_ALIGNMENT) * FLASH_ALIGNMENT)
         out = tape.made(x, f"padded {x.label}", batch, heads, seq, wide)
         found.append(rows(tape.whole("aten::constant_pad_nd", (x,), out)))
@@ -129,16 +129,10 @@ def _in_memory_order(setting: Setting, given: Given) -> Given:
     return Given(given.query, key, value)
 
 
-def _axes(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:
-    """Batch, heads, tokens, head size, in whichever order they lie."""
-    batch, first, second, size = x.dims
-    return (batch, first, second, size) if first.letter in "NK" else (batch, second, first, size)
-
-
 def _scores(query: Tensor, key: Tensor) -> Tensor:
     """(B, N, T, S)."""
-    batch, heads, seq, _ = _axes(query)
-    return tape.made(query, "scores", batch, heads, seq, _axes(key)[2])
+    batch, heads, seq, _ = tape.heads_first(query)
+    return tape.made(query, "scores", batch, heads, seq, tape.heads_first(key)[2])
 
 
 def _shared_mask(setting: Setting, rows: Rows) -> Tensor:
@@ -165,7 +159,7 @@ def _own_mask(setting: Setting, rows: Rows) -> Tensor:
 
 def _for_all_heads(rows: Rows, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values (B, N, S, H): each head's repeated for the queries that share it."""
-    n_heads, (batch, shared, seq, size) = _axes(query)[1], _axes(key)
+    n_heads, (batch, shared, seq, size) = tape.heads_first(query)[1], tape.heads_first(key)
     if shared.size == n_heads.size:
         return key, value
     keys = rows(tape.repeat(key, "key of every head", batch, n_heads, seq, size))
@@ -182,7 +176,7 @@ def _product(rows: Rows, x: Tensor, other: Tensor, out: Tensor) -> Tensor:
 
 def _by_matrix(rows: Rows, x: Tensor) -> Tensor:
     """X as (B·N, T, H), for which it is copied where B and N do not join."""
-    batch, heads, seq, size = _axes(x)
+    batch, heads, seq, size = tape.heads_first(x)
     if tape.joins(x, batch, heads):
         return x
     return rows(tape.clone(x, f"copy of {x.label}", batch, heads, seq, size))
@@ -210,7 +204,7 @@ def _safe_softmax(rows: Rows, scores: Tensor) -> Tensor:
 
 def _weighted_sum(rows: Rows, query: Tensor, shares: Tensor, values: Tensor) -> Tensor:
     """(B, N, T, H), of which the gradient comes as (B, T, N, H)."""
-    batch, heads, seq, size = _axes(query)
+    batch, heads, seq, size = tape.heads_first(query)
     out = _product(rows, shares, values, tape.made(shares, "weighted values", batch, heads, seq, size))
     if tape.joins(tape.made(out, "gradient", batch, seq, heads, size), batch, heads):
         return out

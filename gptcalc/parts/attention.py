@@ -119,8 +119,7 @@ class MultiHeadAttention(Weighted):
         batch = setting.tokens[0]
         found = []
         for kept in self.cache(batch, seq, setting.kv_dtype):
-            known = tape.Tensor(f"{kept.label} so far", (batch, seq, *key.dims[2:]), kept.dtype, base=kept)
-            view = rows(tape.whole("aten::slice", (kept,), known))
+            view = rows(tape.cut(kept, f"{kept.label} so far", batch, seq, *key.dims[2:]))
             if kept.dtype != setting.dtype:
                 wide = rows(tape.cast(view, setting.dtype, f"{kept.label} in {setting.dtype}"))
                 rows.drop(view)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held, Kind
-from gptcalc.ledger.components import COMPONENTS
+from gptcalc.ledger.components import COMPONENTS, component_label
 from gptcalc.ledger.memory import Memory, Mode, ModeName
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.reasons import op_words
@@ -18,7 +18,6 @@ from gptcalc.report.document import Column, Document, Drawing, Table, Value
 from gptcalc.report.memory_data import (
     NOT_IN_IT,
     beyond_context,
-    component_label,
     elsewhere,
     memory_table,
     rows,

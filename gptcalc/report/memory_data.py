@@ -9,7 +9,6 @@ from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held
-from gptcalc.ledger.components import COMPONENTS
 from gptcalc.ledger.memory import Memory, Mode
 from gptcalc.plan import Plan
 from gptcalc.report.claims import JudgementJSON
@@ -192,11 +191,6 @@ def _together(group: list[Held]) -> Held:
         why="; ".join(dict.fromkeys(held.why for held in group)),
         source="; ".join(dict.fromkeys(held.source for held in group)),
     )
-
-
-def component_label(key: str) -> str:
-    """A component of the parameter ledger by its name there; any other as it is."""
-    return COMPONENTS[key].label if key in COMPONENTS else key
 
 
 def memory_json(model: Resolved, memory: Memory, depth: int, command: str = "") -> MemoryJSON:

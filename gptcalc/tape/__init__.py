@@ -28,6 +28,7 @@ from gptcalc.tape.rows import divide as divide
 from gptcalc.tape.rows import dropout as dropout
 from gptcalc.tape.rows import embedding as embedding
 from gptcalc.tape.rows import gather as gather
+from gptcalc.tape.rows import heads_first as heads_first
 from gptcalc.tape.rows import join as join
 from gptcalc.tape.rows import layer_norm as layer_norm
 from gptcalc.tape.rows import leave as leave

@@ -28,6 +28,8 @@ class Found(NamedTuple):
 
 #: Gradients of an op's outputs, those that there are.
 Incoming = Mapping[Tensor, Tensor]
+#: What makes the gradients of an op's inputs of those of its outputs.
+Rule = Callable[[Op, Incoming], Found]
 
 
 def gradient(tensor: Tensor) -> Tensor:
@@ -219,36 +221,19 @@ def _nll_loss_backward(op: Op, dys: Incoming) -> Found:
     )
 
 
-def _negate_backward(op: Op, dys: Incoming) -> Found:
-    x = op.reads[0].tensor
-    return Found((whole("aten::neg", dys.values(), gradient(x)),), {x: gradient(x)})
+def _by(name: str) -> Rule:
+    """One kernel, from the gradients alone: of a cut one filled up with zeros, of parts one of all side by side."""
 
+    def rule(op: Op, dys: Incoming) -> Found:
+        x = op.reads[0].tensor
+        return Found((whole(name, dys.values(), gradient(x)),), {x: gradient(x)})
 
-def _cut_backward(op: Op, dys: Incoming) -> Found:
-    x = op.reads[0].tensor
-    return Found((whole("aten::slice_backward", dys.values(), gradient(x)),), {x: gradient(x)})
-
-
-def _pad_backward(op: Op, dys: Incoming) -> Found:
-    """What was padded is cut off, into a new tensor."""
-    x = op.reads[0].tensor
-    return Found((whole(op.name, dys.values(), gradient(x)),), {x: gradient(x)})
+    return rule
 
 
 def _join_backward(op: Op, dys: Incoming) -> Found:
     """Each input's gradient is a view of the output's."""
     return Found((), {x: gradient(x)._replace(base=dys[op.output]) for x in _inputs(op)})
-
-
-def _cast_backward(op: Op, dys: Incoming) -> Found:
-    x = op.reads[0].tensor
-    return Found((whole("aten::_to_copy", (dys[op.output],), gradient(x)),), {x: gradient(x)})
-
-
-def _split_backward(op: Op, dys: Incoming) -> Found:
-    """One tensor of all the gradients side by side."""
-    x = op.reads[0].tensor
-    return Found((whole("aten::cat", dys.values(), gradient(x)),), {x: gradient(x)})
 
 
 def _attention_backward(op: Op, dys: Incoming) -> Found:
@@ -328,7 +313,7 @@ def _bmm_backward(op: Op, dys: Incoming) -> Found:
     return Found(rows, {other: gradient(other), x: gradient(x)})
 
 
-_RULES: dict[str, Callable[[Op, Incoming], Found]] = {
+_RULES: dict[str, Rule] = {
     "aten::embedding": _embedding_backward,
     "aten::add": _add_backward,
     "aten::mul": _multiply_backward,
@@ -342,12 +327,12 @@ _RULES: dict[str, Callable[[Op, Incoming], Found]] = {
     "aten::relu": _elementwise_backward,
     "aten::_log_softmax": _kept_output_backward,
     "aten::nll_loss_forward": _nll_loss_backward,
-    "aten::neg": _negate_backward,
+    "aten::neg": _by("aten::neg"),
     "aten::cat": _join_backward,
-    "aten::slice": _cut_backward,
-    "aten::constant_pad_nd": _pad_backward,
-    "aten::_to_copy": _cast_backward,
-    "aten::split_with_sizes": _split_backward,
+    "aten::slice": _by("aten::slice_backward"),
+    "aten::constant_pad_nd": _by("aten::constant_pad_nd"),
+    "aten::_to_copy": _by("aten::_to_copy"),
+    "aten::split_with_sizes": _by("aten::cat"),
     "aten::view": _spread_backward,
     "aten::sum": _spread_backward,
     "aten::_softmax": _kept_output_backward,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.formula import Dim, product_size
 from gptcalc.tape.backward import ROWS_PER_PARTIAL, SORTED_ABOVE
-from gptcalc.tape.rows import Op, Tensor
+from gptcalc.tape.rows import Op, Tensor, heads_first
 from gptcalc.units import KIB, MIB, ceil_div
 
 Version = tuple[int, int]
@@ -250,8 +250,8 @@ def _flash_forward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
     """
     if op.drops_out:
         return ()
-    batch, seq, heads, size = _axes(op.reads[0].tensor)
-    keys, shared = _axes(op.reads[1].tensor)[1:3]
+    batch, heads, seq, size = heads_first(op.reads[0].tensor)
+    _, shared, keys, _ = heads_first(op.reads[1].tensor)
     if seq.size == 1 and shared.size < heads.size:
         seq, heads = Dim("N/K", heads.size // shared.size), shared
     per_block = 256 if size.size <= 64 else 128 if size.size <= 128 else 64
@@ -264,12 +264,6 @@ def _flash_forward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
         Tensor("log-sum-exp of each split", (parts, batch, heads, seq), "fp32"),
         Tensor("output of each split", (parts, batch, heads, seq, device.padded_head(size)), "fp32"),
     )
-
-
-def _axes(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:
-    """Batch, tokens, heads, head size, in whichever order they lie."""
-    batch, first, second, size = x.dims
-    return (batch, second, first, size) if first.letter in "NK" else (batch, first, second, size)
 
 
 def splits(blocks: int, n_sms: int, n_key_blocks: int, most: int = 128) -> int:
@@ -291,8 +285,8 @@ def _flash_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
     [flash_api.cpp, mha_bwd].
     """
     query, key = (access.tensor for access in op.writes[:2])
-    batch, seq, heads, size = _axes(query)
-    keys, shared = _axes(key)[1:3]
+    batch, heads, seq, size = heads_first(query)
+    _, shared, keys, _ = heads_first(key)
     rows = Dim("⌈T⌉128", ceil_div(seq.size, 128) * 128)
     found: tuple[Tensor, ...] = (
         Tensor("row sums of the softmax's gradient", (batch, heads, rows), "fp32"),
@@ -309,7 +303,7 @@ def _flash_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
 
 def _efficient_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001
     """Row sums in fp32 [attention_backward.cu]; what heads of more than 128 take on top is not known."""
-    batch, seq, heads, _ = _axes(op.output)
+    batch, heads, seq, _ = heads_first(op.output)
     return (Tensor("row sums of the softmax's gradient", (batch, heads, seq), "fp32"),)
 
 

@@ -394,6 +394,12 @@ def join(parts: Iterable[Tensor], out: Tensor) -> Op:
     return whole("aten::cat", parts, out)
 
 
+def heads_first(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:
+    """Batch, heads, tokens and head size of a query, key or value, in whichever order they lie."""
+    batch, first, second, size = x.dims
+    return (batch, first, second, size) if first.letter in "NK" else (batch, second, first, size)
+
+
 # --- Attention written out -------------------------------------------------------------------------------------------
 
 

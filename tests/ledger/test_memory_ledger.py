@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import ALL, DTYPES, FAMILIES, GPT2, LLAMA, OPTIMIZERS, tape_inference, tape_training, toy_plans
+from steps import ALL, FAMILIES, GPT2, LLAMA, OPTIMIZERS, instants, kept, tape_inference, tape_training, toy_plans
 from support import DATA, facts, toy_configs
 
 from gptcalc.allocator import round_size
@@ -27,8 +27,6 @@ from gptcalc.tape.replay import fold, replay
 from gptcalc.units import MIB, bytes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gptcalc.ledger.memory import Mode
     from gptcalc.tape.replay import Recording
 
@@ -49,21 +47,6 @@ def deeper(spec: Spec, n_layers: int) -> Spec:
 def stored(spec: Spec, precision: str) -> int:
     """The bytes of all weights, each once."""
     return bytes_of(parameters(spec).totals.stored, precision)
-
-
-def kept(recording: Recording) -> Counter[str]:
-    """What autograd keeps, beside weights and inputs: dtype and bytes of each storage."""
-    slots = {
-        id(event.slot): event.slot
-        for stage in recording.record.stages
-        for segment in stage.segments
-        for event in segment.events
-    }
-    return Counter(
-        f"{DTYPES.get(slot.tensor.dtype, slot.tensor.dtype)} {slot.bytes}"
-        for slot in slots.values()
-        if slot.keepers and slot.kind not in ("weights", "inputs")
-    )
 
 
 def total(counts: Counter[str]) -> int:
@@ -234,22 +217,10 @@ def test_a_measured_step_is_explained_to_the_byte(step: Step) -> None:
     labels = padded if step.batch == 1 else targets
     assert step.after_forward - ends[0] == extra + buffers + labels - targets
     assert step.forward - forward == extra + buffers + labels - targets + (0 if step.batch == 1 else padded)
-    at_the_loss = max(rounded for label, rounded in rounded_by_stretch(recording, 6) if label == "head")
+    at_the_loss = max(rounded for stage, label, _, rounded in instants(recording) if (stage, label) == (6, "head"))
     assert step.backward - at_the_loss == extra + buffers - targets
     assert step.after_backward - ends[1] == step.optimizer - optimizer == buffers - targets - 512
     assert backward == at_the_loss or step.model.startswith("llama")
-
-
-def rounded_by_stretch(recording: Recording, stage: int) -> Iterable[tuple[str, int]]:
-    """Each stretch of a stage, and the rounded bytes after each of its events."""
-    rounded = 0
-    for number, one in enumerate(recording.record.stages[: stage + 1]):
-        for run in recording.runs(one):
-            for _ in run.layers:
-                for event in run.events:
-                    rounded += round_size(event.slot.bytes) * (1 if event.alloc else -1)
-                    if number == stage:
-                        yield run.segment.label, rounded
 
 
 # --- Truth: KV caches ------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import (
-    DTYPES,
     FAMILIES,
     GPT2,
     LLAMA,
     OPTIMIZERS,
     happens,
+    kept,
     of_tape,
     of_trace,
     tape_inference,
@@ -77,24 +77,9 @@ def check_inference(spec: Spec, plan: Plan) -> None:
     check(tape_inference(spec, plan), tracing.trace_inference(spec, plan))
 
 
-def kept(recording: Recording) -> Counter[tuple[int, str]]:
-    """Bytes and dtype of every storage that autograd keeps, beside weights, IDs and targets."""
-    slots = {
-        id(event.slot): event.slot
-        for stage in recording.record.stages
-        for segment in stage.segments
-        for event in segment.events
-    }
-    return Counter(
-        (slot.bytes, DTYPES.get(slot.tensor.dtype, slot.tensor.dtype))
-        for slot in slots.values()
-        if slot.keepers and slot.kind not in ("weights", "inputs")
-    )
-
-
-def witnessed(spec: Spec, plan: Plan) -> Counter[tuple[int, str]]:
+def witnessed(spec: Spec, plan: Plan) -> Counter[str]:
     """What the hooks of autograd say; the state of flash's dropout is unsigned there."""
-    return Counter((row.bytes, row.dtype.removeprefix("u")) for row in saved(spec, plan) if row.bytes)
+    return Counter(f"{row.dtype.removeprefix('u')} {row.bytes}" for row in saved(spec, plan) if row.bytes)
 
 
 # --- Drawn -----------------------------------------------------------------------------------------------------------

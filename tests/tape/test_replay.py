@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import ALL, FAMILIES, GPT2, LLAMA, MIXTRAL, OPTIMIZERS, tape_inference, tape_training, toy_plans
+from steps import ALL, FAMILIES, GPT2, LLAMA, MIXTRAL, OPTIMIZERS, instants, tape_inference, tape_training, toy_plans
 
-from gptcalc.allocator import round_size
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim
 from gptcalc.ledger.step import RECORDED
@@ -23,8 +22,6 @@ from gptcalc.tape.record import Recorder
 from gptcalc.tape.replay import Group, Recording, alive_at, fold, kind_of, replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gptcalc.tape.replay import Fold, Place
 
 PLAN = Plan(batch=3, seq=13, attention="flash")
@@ -43,20 +40,6 @@ def stacked(config: dict[str, Any], *groups: tuple[int, int]) -> Spec:
 def whole(recording: Recording) -> Fold:
     """All of it, folded."""
     return fold(recording, range(len(recording.record.stages)))
-
-
-def instants(recording: Recording) -> Iterator[tuple[int, int]]:
-    """After each event, one layer after the other: the stage, and requested and rounded bytes."""
-    requested = rounded = 0
-    for number, stage in enumerate(recording.record.stages):
-        yield number, requested, rounded
-        for run in recording.runs(stage):
-            for _ in run.layers:
-                for event in run.events:
-                    sign = 1 if event.alloc else -1
-                    requested += sign * event.slot.bytes
-                    rounded += sign * round_size(event.slot.bytes)
-                    yield number, requested, rounded
 
 
 def alive(recording: Recording, place: Place) -> Counter[tuple[str, str, int]]:
@@ -88,7 +71,7 @@ def check_figures(recording: Recording, folded: Fold) -> None:
     """Requested and rounded peaks by the fold are those by the replay, and those of every instant."""
     seen = list(instants(recording))
     for stage, (peak, end) in enumerate(replay(recording, expandable=False)):
-        here = [(requested, rounded) for number, requested, rounded in seen if number == stage]
+        here = [(requested, rounded) for number, _, requested, rounded in seen if number == stage]
         assert peak.requested == max(requested for requested, _ in here)
         assert peak.rounded == folded.rounded[stage] == max(rounded for _, rounded in here)
         assert (end.requested, end.rounded) == here[-1]
@@ -293,7 +276,7 @@ def test_a_layer_frees_what_the_layer_before_made() -> None:
     ((peak, end),) = replay(recording, expandable=False)
     assert peak == (20 << 20, 20 << 20, 20 << 20, 20 << 20)
     assert end == (0, 0, 0, 20 << 20)
-    steps = [requested for _, requested, _ in instants(recording)]
+    steps = [requested for _, _, requested, _ in instants(recording)]
     assert max(accumulate(after - now for now, after in pairwise(steps))) == peak.requested
 
 

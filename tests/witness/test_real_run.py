@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from steps import FAMILIES, tape_inference, tape_training
+from steps import FAMILIES, events_of, tape_inference, tape_training
 
 from gptcalc.catalog import resolve
 from gptcalc.plan import Plan
@@ -113,10 +113,7 @@ def infer(spec: Spec, plan: Plan) -> Events:
 
 def taped(recording: Recording) -> Events:
     """The last stage of each name."""
-    return {
-        stage.name: [(event.alloc, event.slot.bytes) for run in recording.runs(stage) for event in run.events]
-        for stage in recording.record.stages
-    }
+    return {stage.name: events_of(recording, stage) for stage in recording.record.stages}
 
 
 def course(events: list[tuple[bool, int]]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import toy_configs
@@ -26,18 +27,7 @@ from gptcalc.witness.trace import Event, Trace, replay, trace_inference, trace_t
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-GPT2 = {"model_type": "gpt2", "vocab_size": 67, "n_positions": 19, "n_embd": 30, "n_layer": 2, "n_head": 5}
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 71,
-    "max_position_embeddings": 23,
-    "hidden_size": 42,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "intermediate_size": 47,
-}
+GPT2, LLAMA = steps.GPT2 | {"n_embd": 30}, steps.LLAMA | {"head_dim": 10}
 MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 MODELS = {
     "gpt2-tied": (GPT2, {}),
