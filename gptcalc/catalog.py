@@ -205,7 +205,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
     given = {key: value for key, value in config.items() if key != "model_type"}
     unread = [] if strict else [key for key in given if key not in names or _is_legacy(key, given, family)]
     own = family.translate({key: value for key, value in given.items() if key not in unread}, name)
-    own = {key: value for key, value in own.items() if value is not None or not family.model_fields[key].is_required()}
+    own = {key: value for key, value in own.items() if value is not None or family.model_fields[key].default is None}
     loaded = family.load(own, name)
     return Resolved(
         name=name,

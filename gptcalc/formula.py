@@ -20,7 +20,7 @@ class Dim(NamedTuple):
 #: Dims multiplied together; the empty product is 1.
 Product = tuple[Dim, ...]
 
-_ORDER = {letter: rank for rank, letter in enumerate("LEVCBMUPTkNKHFD")}
+_ORDER = {letter: rank for rank, letter in enumerate("LEVCBMUPTkNKHRFWD")}
 
 
 def product_size(product: Product) -> int:

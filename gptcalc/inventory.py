@@ -95,7 +95,8 @@ def part_weights(part: Part | None, spec: Spec, prefix: str = "") -> Iterator[We
 def inventory(spec: Spec) -> tuple[Weight, ...]:
     """Every row of the model, input first. Layers are folded: one row stands for all of a group."""
     trunk = f"{spec.trunk}."
-    rows = [*part_weights(spec.embedding, spec, trunk), *part_weights(spec.positions, spec, trunk)]
+    before = (spec.embedding, spec.embedding_projection, spec.embedding_norm, spec.positions)
+    rows = [weight for part in before for weight in part_weights(part, spec, trunk)]
     first = 0
     for group in spec.layers:
         layers = range(first, first + group.n_layers)
@@ -103,6 +104,7 @@ def inventory(spec: Spec) -> tuple[Weight, ...]:
         rows += [weight._replace(layers=layers) for weight in part_weights(group.block, spec, prefix)]
         first = layers.stop
     rows += part_weights(spec.final_norm, spec, trunk)
+    rows += part_weights(spec.output_projection, spec, trunk)
     rows += part_weights(spec.unembedding, spec)
     return tuple(rows)
 

@@ -19,12 +19,33 @@ MOST_LAYERS = 1_000_000
 Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
-RopeScaling = Literal["linear", "dynamic", "yarn", "longrope", "llama3"]
+RopeScaling = Literal["linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope", "proportional"]
 #: How far from a wrong value a better one is looked for.
 SEARCHED = 100_000
 
 PositionKind = Literal["learned", "sinusoidal", "rotary", "none"]
-Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
+#: Elementwise functions without parameters, as transformers calls them (`ACT2FN`).
+Activation = Literal[
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_pytorch_tanh",
+    "gelu_python_tanh",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "swish",
+    "tanh",
+]
 
 
 class Record(BaseModel):
@@ -37,6 +58,8 @@ class Part(Record):
     """One part of a decoder; `name` is its attribute in the module that holds it, as published checkpoints have it."""
 
     kinds: ClassVar[dict[str, type["Part"]]] = {}
+    #: Fields whose ops are known only where they have their defaults; None: none of the part's ops are known.
+    without_ops: ClassVar[tuple[str, ...] | None] = ()
 
     kind: str
     name: str
@@ -65,6 +88,16 @@ def _by_kind(value: object) -> object:
 AnyPart = Annotated[SerializeAsAny[Part], BeforeValidator(_by_kind)]
 
 
+def unknown_ops(part: Part) -> list[str]:
+    """What a part does whose ops are not known (`window=4096`), in it and in the parts that it holds."""
+    if part.without_ops is None:
+        return [part.kind]
+    fields = type(part).model_fields
+    found = [f"{key}={value}" for key in part.without_ops if (value := getattr(part, key)) != fields[key].default]
+    inner = [value for key in fields if key not in part.without_ops and isinstance(value := getattr(part, key), Part)]
+    return [*found, *(what for held in inner for what in unknown_ops(held))]
+
+
 class LayerGroup(Record):
     """`n_layers` equal blocks in a row."""
 
@@ -82,9 +115,14 @@ class Spec(Record):
     trunk: str
     layers_name: str
     embedding: AnyPart
+    #: Between the token rows and the first layer: a projection where the table is narrower than D, and a norm.
+    embedding_projection: AnyPart | None = None
+    embedding_norm: AnyPart | None = None
     positions: AnyPart | None
     layers: tuple[LayerGroup, ...]
     final_norm: AnyPart | None
+    #: From D to the width of the unembedding, where that is narrower.
+    output_projection: AnyPart | None = None
     unembedding: AnyPart
 
     @property

@@ -2,9 +2,10 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import groupby, repeat
 from math import gcd
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
@@ -48,7 +49,6 @@ IRRELEVANT = frozenset(
 )
 #: Fields that change how a decoder computes but not what it stores, and the values under which the parts model them.
 PLAIN = {
-    "partial_rotary_factor": (1, None),
     "reorder_and_upcast_attn": (False,),
     "router_jitter_noise": (0,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -66,9 +66,18 @@ UNCOUNTED = (
     "residual_dropout",
     "rope_theta",
     "rope_scaling",
+    "rotary_fraction",
 )
 #: Fields that add weights which no part has when they are set.
 REFUSED = ("add_cross_attention", "is_encoder_decoder")
+
+
+#: Kinds of attention, as transformers calls them in `layer_types`.
+FULL, SLIDING, CHUNKED, LINEAR = "full_attention", "sliding_attention", "chunked_attention", "linear_attention"
+#: The most layers of a model whose layers differ.
+MOST_MIXED = 10_000
+#: The fields that may hold an object of rotary parameters.
+ROPE = ("rope_parameters", "rope_scaling")
 
 
 class Layout(NamedTuple):
@@ -80,6 +89,14 @@ class Layout(NamedTuple):
     positions: str
     final_norm: str
     unembedding: str = "lm_head"
+
+
+class Layer(NamedTuple):
+    """What sets a layer apart from others of its model: how far its attention looks, its MLP, whether it rotates."""
+
+    attention: str = FULL
+    mlp: Literal["dense", "mixture"] = "dense"
+    rotary: bool = True
 
 
 class Family(Record):
@@ -99,6 +116,8 @@ class Family(Record):
     nested: ClassVar[tuple[str, ...]] = ()
     #: d_ff in widths where it is not given; 0 where it must be.
     ff_ratio: ClassVar[int] = 0
+    #: Whether rotations pair neighbouring features (GPT-J) or the two halves of a head (GPT-NeoX, Llama).
+    interleaved: ClassVar[bool] = False
 
     n_vocab: Size
     n_ctx: Size
@@ -123,12 +142,14 @@ class Family(Record):
     residual_dropout: Probability = 0.0
     rope_theta: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
     rope_scaling: RopeScaling | None = None
+    rotary_fraction: Annotated[float, Field(strict=True, ge=0, le=1)] = 1.0
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the family under its `model_type`."""
+        """Register the family under its `model_type`; a base of several has none."""
         super().__pydantic_init_subclass__(**kwargs)
-        Family.registered[cls.model_type] = cls
+        if "model_type" in cls.__dict__:
+            Family.registered[cls.model_type] = cls
 
     @classmethod
     def names(cls) -> dict[str, tuple[str, ...]]:
@@ -137,7 +158,25 @@ class Family(Record):
 
     @classmethod
     def translate(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
-        """`values` under gptcalc's own names; an unknown name is an error that names the nearest one."""
+        """`values` under gptcalc's own names; an unknown name is an error that names the nearest one.
+
+        Rotary parameters come as fields (transformers 4), or in an object (transformers 5), which some models have for
+        each kind of attention.
+        """
+        own = cls._renamed({key: value for key, value in values.items() if key not in cls.nested}, where)
+        if "rope_scaling" in values and "rope_scaling" in cls.nested:
+            own["rope_scaling"] = None
+        for key in (key for key in cls.nested if key in ROPE and values.get(key) is not None):
+            for field, value in _rope(values[key], cls.names(), f"{where}: {key}").items():
+                if own.get(field) not in (None, value):
+                    raise InvalidValueError(
+                        f"{where}: read {field}={shown(own[field])} and {shown(value)} in {key}; give it once"
+                    )
+                own[field] = value
+        return own
+
+    @classmethod
+    def _renamed(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
         names, own, read = cls.names(), dict[str, object](), dict[str, str]()
         for key, value in values.items():
             if key not in names:
@@ -210,15 +249,21 @@ class Family(Record):
             follows["n_kv_heads"] = follows.get("n_heads", changed.n_heads)
         return self.load(changed.model_dump() | follows, where)
 
-    def rotary(self) -> Rotary | None:
+    def rotary(self, layer: Layer) -> Rotary | None:
         """Rotations inside attention, where positions are rotary."""
-        if self.positions != "rotary":
+        rotated = int(self.heads[2] * self.rotary_fraction)
+        if self.positions != "rotary" or not layer.rotary or not rotated:
             return None
-        if self.heads[2] % 2:
+        if rotated % 2:
             raise InvalidValueError(f"d_head: read {self.heads[2]}; allowed with rotary positions: an even size")
-        return Rotary(theta=self.rope_theta, scaling=self.rope_scaling)
+        return Rotary(
+            theta=self.rope_theta,
+            fraction=self.rotary_fraction,
+            scaling=self.rope_scaling,
+            interleaved=self.interleaved,
+        )
 
-    def attention(self, name: str, **published: Any) -> MultiHeadAttention:
+    def attention(self, name: str, layer: Layer, **published: Any) -> MultiHeadAttention:
         """Attention under the names, and in the orientation, in which its tensors are `published`."""
         n_heads, n_kv_heads, d_head = self.heads
         return MultiHeadAttention(
@@ -228,7 +273,7 @@ class Family(Record):
             d_head=d_head,
             qkv_bias=self.has_bias("qkv_bias"),
             out_bias=self.has_bias("out_bias"),
-            rotary=self.rotary(),
+            rotary=self.rotary(layer),
             dropout=self.attention_dropout,
             residual_dropout=self.residual_dropout,
             **published,
@@ -239,8 +284,29 @@ class Family(Record):
         """A norm of the family."""
 
     @abstractmethod
-    def block(self) -> AnyPart:
+    def block(self, layer: Layer) -> AnyPart:
         """One layer."""
+
+    def layers(self) -> Iterable[Layer]:
+        """Every layer, first to last; a family whose layers differ says how."""
+        return repeat(Layer(), self.n_layers)
+
+    def stack(self) -> tuple[LayerGroup, ...]:
+        """Equal layers in a row, group by group."""
+        layers = self.layers()
+        if isinstance(layers, repeat):
+            return (LayerGroup(n_layers=self.n_layers, block=self.block(next(layers))),)
+        if self.n_layers > MOST_MIXED:
+            raise InvalidValueError(
+                f"n_layers: read {self.n_layers:,}; allowed where layers differ: at most {MOST_MIXED:,}"
+            )
+        runs = [(layer, sum(1 for _ in run)) for layer, run in groupby(layers)]
+        blocks = {layer: self.block(layer) for layer, _ in runs}
+        return tuple(LayerGroup(n_layers=count, block=blocks[layer]) for layer, count in runs)
+
+    def parts(self) -> dict[str, AnyPart]:
+        """Parts of the stack that only some families have, by the field of `Spec`."""
+        return {}
 
     def spec(self) -> Spec:
         """The model as a stack of parts: input, equal layers, a final norm where there is one, unembedding."""
@@ -253,12 +319,82 @@ class Family(Record):
             n_ctx=self.n_ctx,
             trunk=names.trunk,
             layers_name=names.layers,
-            embedding=TokenEmbedding(name=names.tokens, dropout=self.embedding_dropout),
-            positions=positions(name=names.positions) if positions else None,
-            layers=(LayerGroup(n_layers=self.n_layers, block=self.block()),),
-            final_norm=self.norm(names.final_norm) if names.final_norm else None,
-            unembedding=Unembedding(name=names.unembedding, tied=self.tied, bias=self.unembedding_bias),
+            layers=self.stack(),
+            **{
+                "embedding": TokenEmbedding(name=names.tokens, dropout=self.embedding_dropout),
+                "positions": positions(name=names.positions) if positions else None,
+                "final_norm": self.norm(names.final_norm) if names.final_norm else None,
+                "unembedding": Unembedding(name=names.unembedding, tied=self.tied, bias=self.unembedding_bias),
+                **self.parts(),
+            },
         )
+
+
+class Windowed(Family):
+    """A family of which some layers see a window of tokens, the others all: `layer_types`, or the family's rule."""
+
+    sliding_window: Size | None = None
+    layer_types: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def layer_type(self, index: int) -> str:
+        """How far layer `index` looks, where the file does not say."""
+
+    def attention_kinds(self) -> tuple[str, ...]:
+        """For each layer, what it looks at."""
+        if self.layer_types is None:
+            return tuple(self.layer_type(index) for index in range(self.n_layers))
+        if len(self.layer_types) != self.n_layers:
+            raise InvalidValueError(
+                f"layer_types: read {len(self.layer_types)} entries; allowed: one for each of {self.n_layers} layers"
+            )
+        for kind in {*self.layer_types} - {*self.kinds_allowed}:
+            raise UnknownNameError.near("layer_types", kind, self.kinds_allowed)
+        return self.layer_types
+
+    kinds_allowed: ClassVar[tuple[str, ...]] = (FULL, SLIDING)
+
+    def layers(self) -> Iterable[Layer]:
+        """Full or sliding, as the types say."""
+        return (Layer(attention=kind) for kind in self.attention_kinds())
+
+    def attention(self, name: str, layer: Layer, **published: Any) -> MultiHeadAttention:
+        """Attention that sees a window where the layer's type says so."""
+        if layer.attention == SLIDING and self.sliding_window is None:
+            raise InvalidValueError("sliding_window: read None; allowed with sliding layers: a whole number")
+        seen = {"window": self.sliding_window} if layer.attention == SLIDING else {}
+        return super().attention(name, layer, **seen | published)
+
+    def override(self, changes: Mapping[str, object], where: str) -> Self:
+        """As every family's; a list of `layer_types` goes on as it began where `n_layers` changes."""
+        count = changes.get("n_layers", self.n_layers)
+        if self.layer_types is None or "layer_types" in changes or not isinstance(count, int) or count > MOST_MIXED:
+            return super().override(changes, where)
+        return super().override({"layer_types": _continued(self.layer_types, count)} | dict(changes), where)
+
+
+def _continued(pattern: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """`count` entries of a pattern that is repeated with its shortest period."""
+    n = len(pattern)
+    period = next(p for p in range(1, n + 1) if all(pattern[i] == pattern[i - p] for i in range(p, n)))
+    return tuple(pattern[i % period] for i in range(count))
+
+
+def _rope(value: object, names: Mapping[str, object], where: str) -> dict[str, object]:
+    """The own fields in an object of rotary parameters, or in the name of a scaling rule."""
+    rope = {"rope_type": value} if isinstance(value, str) else value
+    if not isinstance(rope, Mapping):
+        raise InvalidValueError(f"{where}: read {shown(value)}; allowed: an object with rope_type")
+    if isinstance(rope.get(FULL), Mapping):
+        inner = rope.get(SLIDING)
+        local = inner.get("rope_theta") if isinstance(inner, Mapping) and "local_rope_theta" in names else None
+        return _rope(rope[FULL], names, where) | ({"local_rope_theta": local} if local is not None else {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    fields: dict[str, object] = {} if kind == "default" else {"rope_scaling": kind}
+    for key, own in (("rope_theta", "rope_theta"), ("partial_rotary_factor", "rotary_fraction")):
+        if rope.get(key) is not None:
+            fields[own] = rope[key]
+    return fields
 
 
 def _same_ratio(amount: int, old: int, new: int) -> int:

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020: "the same model and architecture as GPT-2")."""
 
-from gptcalc.families.family import Family, Layout
+from gptcalc.families.family import Family, Layer, Layout
 from gptcalc.parts.block import Block
 from gptcalc.parts.mlp import DenseMLP
 from gptcalc.parts.norm import LayerNorm
@@ -50,11 +50,11 @@ class GPT2(Family):
         """A LayerNorm."""
         return LayerNorm(name=name, eps=self.norm_eps, bias=self.has_bias("norm_bias"))
 
-    def block(self) -> Block:
+    def block(self, layer: Layer) -> Block:
         """Norm, fused attention, add; norm, MLP, add. Weights are kept as (in, out)."""
         return Block(
             attention_norm=self.norm("ln_1"),
-            attention=self.attention("attn", qkv_names=("c_attn",), out_name="c_proj", transposed=True),
+            attention=self.attention("attn", layer, qkv_names=("c_attn",), out_name="c_proj", transposed=True),
             mlp_norm=self.norm("ln_2"),
             mlp=DenseMLP(
                 name="mlp",

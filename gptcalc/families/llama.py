@@ -1,9 +1,6 @@
 """Llama 1 to 3 (Touvron et al. 2023; Dubey et al. 2024): rotary positions, RMSNorm, gated MLP, grouped heads."""
 
-from collections.abc import Mapping
-
-from gptcalc.errors import InvalidValueError, shown
-from gptcalc.families.family import Family, Layout
+from gptcalc.families.family import ROPE, Family, Layer, Layout
 from gptcalc.parts.block import Block
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
 from gptcalc.parts.norm import RMSNorm
@@ -29,8 +26,9 @@ class Llama(Family):
         "mlp_bias": ("mlp_bias",),
         "attention_dropout": ("attention_dropout",),
         "rope_theta": ("rope_theta",),
+        "partial_rotary_factor": ("rotary_fraction",),
     }
-    nested = ("rope_parameters", "rope_scaling")
+    nested = ROPE
     layout = Layout(
         trunk="model", layers="layers", tokens="embed_tokens", positions="embed_positions", final_norm="norm"
     )
@@ -48,35 +46,20 @@ class Llama(Family):
         "norm_eps": 1e-6,
     }
 
-    @classmethod
-    def translate(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
-        """Rotary parameters come as two fields (transformers 4), or in an object (transformers 5)."""
-        own = super().translate({key: value for key, value in values.items() if key not in ROPE}, where)
-        if "rope_scaling" in values:
-            own["rope_scaling"] = None
-        for key in (key for key in ROPE if values.get(key) is not None):
-            for field, value in _rope(values[key], f"{where}: {key}").items():
-                if own.get(field) not in (None, value):
-                    raise InvalidValueError(
-                        f"{where}: read {field}={shown(own[field])} and {shown(value)} in {key}; give it once"
-                    )
-                own[field] = value
-        return own
-
     def norm(self, name: str) -> RMSNorm:
         """An RMSNorm."""
         return RMSNorm(name=name, eps=self.norm_eps)
 
-    def block(self) -> Block:
+    def block(self, layer: Layer) -> Block:
         """Norm, attention, add; norm, MLP, add."""
         return Block(
             attention_norm=self.norm("input_layernorm"),
-            attention=self.attention("self_attn"),
+            attention=self.attention("self_attn", layer),
             mlp_norm=self.norm("post_attention_layernorm"),
-            mlp=self.mlp(),
+            mlp=self.mlp(layer),
         )
 
-    def mlp(self) -> GatedMLP | MixtureMLP:
+    def mlp(self, layer: Layer) -> GatedMLP | MixtureMLP:
         """The gated MLP."""
         return GatedMLP(
             name="mlp",
@@ -85,17 +68,3 @@ class Llama(Family):
             bias=self.has_bias("mlp_bias"),
             dropout=self.residual_dropout,
         )
-
-
-#: The fields that may hold an object of rotary parameters.
-ROPE = ("rope_parameters", "rope_scaling")
-
-
-def _rope(value: object, where: str) -> dict[str, object]:
-    """The own fields in an object of rotary parameters, or in the name of a scaling rule."""
-    rope = {"rope_type": value} if isinstance(value, str) else value
-    if not isinstance(rope, Mapping):
-        raise InvalidValueError(f"{where}: read {shown(value)}; allowed: an object with rope_type")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    fields: dict[str, object] = {} if kind == "default" else {"rope_scaling": kind}
-    return fields | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})

@@ -1,6 +1,7 @@
 """Mixtral (Jiang et al. 2024): Llama's stack with a mixture of gated experts for its MLP."""
 
 from gptcalc.errors import InvalidValueError
+from gptcalc.families.family import Layer
 from gptcalc.families.llama import Llama
 from gptcalc.parts.mlp import MixtureMLP
 from gptcalc.spec import Size
@@ -31,7 +32,7 @@ class Mixtral(Llama):
     n_experts: Size
     n_active: Size
 
-    def mlp(self) -> MixtureMLP:
+    def mlp(self, layer: Layer) -> MixtureMLP:
         """E experts, of which each token uses `n_active`; they have no biases."""
         if self.n_active > self.n_experts:
             raise InvalidValueError(f"n_active: read {self.n_active}; allowed: at most n_experts={self.n_experts}")

@@ -1,5 +1,6 @@
 """GPT-1 (Radford et al. 2018): norms after the residual adds, none at the end."""
 
+from gptcalc.families.family import Layer
 from gptcalc.families.gpt2 import GPT2
 from gptcalc.parts.block import Block
 
@@ -14,8 +15,8 @@ class GPT1(GPT2):
     layout = GPT2.layout._replace(tokens="tokens_embed", positions="positions_embed", final_norm="")
     defaults = {**GPT2.defaults, "n_vocab": 40478, "n_ctx": 512, "activation": "gelu"}
 
-    def block(self) -> Block:
+    def block(self, layer: Layer) -> Block:
         """GPT-2's layer in post-norm order."""
-        block = super().block()
+        block = super().block(layer)
         mlp = block.mlp.model_copy(update={"activation": {"gelu": "gelu_new"}.get(self.activation, self.activation)})
         return block.model_copy(update={"order": "post", "mlp": mlp})

@@ -159,7 +159,7 @@ def components(spec: Spec) -> dict[str, str]:
     found[spec.unembedding.name] = "unembedding"
     for block in (group.block for group in spec.layers):
         if isinstance(block, Block):
-            parts = (block.attention_norm, block.attention, block.mlp_norm, block.mlp)
-            for part, what in zip(parts, ("norms", "attention", "norms", "MLP"), strict=True):
+            for part in block.parts:
+                what = "attention" if part is block.attention else "MLP" if part is block.mlp else "norms"
                 found[f"{layers}.{part.name}"] = what
     return found

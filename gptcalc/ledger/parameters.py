@@ -5,6 +5,7 @@ breakdown: all matmul and lookup tensors without positions, a tied unembedding c
 uses; `non_embedding`, stored less the token table, positions and an untied unembedding with its bias.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
@@ -101,7 +102,9 @@ class Parameters(NamedTuple):
         seen = {Dim("D", self.spec.d_model), Dim("L", self.spec.n_layers), Dim("V", self.spec.n_vocab)}
         seen |= {Dim("C", self.spec.n_ctx)}
         seen |= {dim for row in self.rows for part in row.slices for dim in part.product}
-        return tuple(sorted(seen, key=lambda dim: ("LDNKHFEVC".index(dim.letter), dim.size)))
+        return tuple(
+            sorted((dim for dim in seen if dim.letter.isalpha()), key=lambda dim: (_rank(dim.letter), dim.size))
+        )
 
 
 def parameters(spec: Spec) -> Parameters:
@@ -110,6 +113,11 @@ def parameters(spec: Spec) -> Parameters:
     pairs = [(part.component, row, part) for row in rows for part in row.slices]
     lines = tuple(fold(key, COMPONENTS[key].label, found) for key, found in _by_component(pairs))
     return Parameters(spec, rows, lines, _totals(lines))
+
+
+def _rank(letter: str) -> tuple[int, str]:
+    """Where a dim stands among those of a model: the letters of every model first; Fe and Fs after F."""
+    return ("LDNKHRFEVC".find(letter[0]) % len("LDNKHRFEVC?"), letter)
 
 
 def _totals(lines: tuple[Line, ...]) -> Totals:
@@ -142,7 +150,7 @@ def fold(key: str, label: str, parts: list[tuple[Weight, Slice]], *, per_layer: 
         key=key,
         label=label,
         group=component.group,
-        products=tuple(part.product if per_layer else row.copies + part.product for row, part in parts),
+        products=tuple(_products(parts, per_layer=per_layer)),
         stored=stored,
         matrices=matrices,
         active=active,
@@ -150,3 +158,14 @@ def fold(key: str, label: str, parts: list[tuple[Weight, Slice]], *, per_layer: 
         source=parts[0][0].source or component.source,
         tied=tied,
     )
+
+
+def _products(parts: list[tuple[Weight, Slice]], *, per_layer: bool) -> Iterator[Product]:
+    """A product for each kind of slice; equal slices in several groups of layers have all these layers as one L."""
+    layers: Counter[tuple[str, Product]] = Counter()
+    for row, part in parts:
+        if row.layers is None or per_layer:
+            yield part.product
+        else:
+            layers[row.name, part.product] += len(row.layers)
+    yield from ((Dim("L", count), *product) for (_, product), count in layers.items())

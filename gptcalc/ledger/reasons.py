@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gptcalc.parts.block import Block
 from gptcalc.parts.norm import RMSNorm
 from gptcalc.spec import Spec
 from gptcalc.tape.record import Slot
@@ -72,6 +73,5 @@ def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
 
 def has_rms_norm(spec: Spec) -> bool:
     """Whether any norm of the model, in its blocks or after them, is an RMSNorm."""
-    blocks = [group.block for group in spec.layers]
-    norms = [getattr(block, name, None) for block in blocks for name in ("attention_norm", "mlp_norm")]
-    return any(isinstance(norm, RMSNorm) for norm in (spec.final_norm, *norms))
+    parts = [part for group in spec.layers if isinstance(group.block, Block) for part in group.block.parts]
+    return any(isinstance(part, RMSNorm) for part in (spec.final_norm, spec.embedding_norm, *parts))

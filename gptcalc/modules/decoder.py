@@ -141,10 +141,12 @@ def _input_config(spec: Spec) -> GPTEmbeddingConfig:
     """The input stage's hyperparameters; a field of a part that the stage does not have is an error."""
     if spec.embedding.kind != "token_embedding":
         raise UnknownNameError.near("kind of input stage", spec.embedding.kind, ["token_embedding"])
-    fields: dict[str, Any] = Dims.of(spec)._asdict() | spec.embedding.model_dump(exclude={"kind", "name"})
+    fields: dict[str, Any] = Dims.of(spec)._asdict() | spec.embedding.model_dump(
+        exclude={"kind", "name", "multiplier", "d_embed"}
+    )
     if spec.positions is None:
         return GPTEmbeddingConfig(positions="none", **fields)
-    extra = spec.positions.model_dump(exclude={"kind", "name"})
+    extra = spec.positions.model_dump(exclude={"kind", "name"}, exclude_defaults=True)
     return GPTEmbeddingConfig(positions=spec.positions.kind, **fields, **extra)
 
 

@@ -6,13 +6,14 @@ The modules read a part's plain fields and nothing else of it, so that they can 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gptcalc.errors import InvalidValueError, UnknownNameError
-from gptcalc.spec import Spec
+from gptcalc.spec import Part, Spec
 
 #: The standard deviation of every matrix and table at the start (Radford et al. 2018, §4.1; GPT-2's released code).
 INITIAL_STD = 0.02
@@ -79,11 +80,23 @@ def register(kind: str) -> Callable[[Builder], Builder]:
 
 def make(part: Mapping[str, Any], dims: Dims) -> Itemised:
     """The module of a dumped part; a field that the module does not know is an error, never ignored."""
-    fields = {key: value for key, value in part.items() if key not in ("kind", "name")}
     kind = str(part.get("kind"))
     if kind not in _BUILDERS:
         raise UnknownNameError.near("kind of module", kind, _BUILDERS)
+    known = signature(_BUILDERS[kind]).parameters
+    fields = {
+        key: value for key, value in part.items() if key not in ("kind", "name") if key in known or _is_on(part, key)
+    }
+    for key, value in fields.items():
+        if key not in known:
+            raise InvalidValueError(f"{kind}: read {key}={value!r}; the reference module of this kind knows none")
     return _BUILDERS[kind](dims, **fields)
+
+
+def _is_on(part: Mapping[str, Any], key: str) -> bool:
+    """Whether a field is other than by default: what a part can do and this one does not, its module need not know."""
+    fields = Part.kinds[str(part["kind"])].model_fields
+    return key not in fields or part[key] != fields[key].default
 
 
 def init_normal(parameter: Tensor) -> None:

@@ -24,6 +24,7 @@ class Rotary(NamedTuple):
     theta: float = 10_000.0
     fraction: float = 1.0
     scaling: str | None = None
+    interleaved: bool = False
 
     @property
     def n_rotated(self) -> int:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from gptcalc.formula import Dim
-from gptcalc.inventory import Weight, Weighted, linear
+from gptcalc.formula import Dim, Product
+from gptcalc.inventory import Slice, Weight, Weighted, linear
+from gptcalc.parts.norm import LayerNorm, RMSNorm
 from gptcalc.parts.positions import Rotary
-from gptcalc.spec import Probability, Size, Spec
+from gptcalc.spec import AnyPart, Probability, Size, Spec
 
 if TYPE_CHECKING:
     from gptcalc.tape import Op, Rows, Setting, Tensor
@@ -15,10 +16,19 @@ if TYPE_CHECKING:
 class MultiHeadAttention(Weighted):
     """N query heads of size H over K key/value heads (K = N: Vaswani et al. 2017; K < N: Ainslie et al. 2023).
 
-    Three `qkv_names` are three layers, one name is a fused layer whose rows are query, key and value in this order.
-    `transposed` keeps weights as (in, out).
+    Three `qkv_names` are three layers, one name is a fused layer: its rows are query, key and value in this order for
+    the model ("parts"), or for each group of heads that share a key ("groups", GPT-NeoX, Falcon). `transposed` keeps
+    weights as (in, out).
+
+    Query and key may be normalised (`q_norm`, `k_norm`) before the rotation or after it: over each head with one gain
+    for all heads ("head"), with a gain for each ("heads"), with a norm for each ("list"), or over all heads together
+    ("all"). They may be clipped (`clip`). A `window` limits how many tokens back are seen; `chunked`, none before the
+    last multiple of it. Scores are multiplied by `scale` (else 1/√H), bounded by `softcap`, and shifted in proportion
+    to the distance (`alibi`: Press et al. 2022). `sinks` are one more score for each head, of nothing (Xiao et al.
+    2024). A `gated` output is multiplied by a sigmoid that the query layer computes beside the query.
     """
 
+    without_ops = ("fused_by", "q_norm", "clip", "window", "scale", "softcap", "alibi", "sinks", "gated")
     kind: Literal["multi_head"] = "multi_head"
     n_heads: Size
     n_kv_heads: Size
@@ -27,21 +37,48 @@ class MultiHeadAttention(Weighted):
     out_bias: bool
     qkv_names: tuple[str] | tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     out_name: str = "o_proj"
+    fused_by: Literal["parts", "groups"] = "parts"
     transposed: bool = False
     rotary: Rotary | None = None
+    q_norm: AnyPart | None = None
+    k_norm: AnyPart | None = None
+    norm_over: Literal["head", "heads", "list", "all"] = "head"
+    norm_after_rotary: bool = False
+    clip: float | None = None
+    window: Size | None = None
+    chunked: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    alibi: bool = False
+    sinks: bool = False
+    gated: bool = False
     dropout: Probability = 0.0
     residual_dropout: Probability = 0.0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
-        """Query (N·H, D), key and value (K·H, D), output (D, N·H), and their biases."""
+        """Query (N·H, D), key and value (K·H, D), output (D, N·H), and their biases; norms and sinks."""
         width, size = (Dim("D", spec.d_model),), Dim("H", self.d_head)
         query, shared = (Dim("N", self.n_heads), size), (Dim("K", self.n_kv_heads), size)
-        outputs = [("attn_q", query), ("attn_k", shared), ("attn_v", shared)]
+        outputs = [("attn_q", (Dim("2", 2), *query) if self.gated else query), ("attn_k", shared), ("attn_v", shared)]
         layers = [outputs] if len(self.qkv_names) == 1 else [[output] for output in outputs]
         for name, computed in zip(self.qkv_names, layers, strict=True):
             yield from linear(name, computed, width, bias=self.qkv_bias, transposed=self.transposed)
         output = [("attn_o", width)]
         yield from linear(self.out_name, output, query, bias=self.out_bias, transposed=self.transposed)
+        for norm, heads in ((self.q_norm, query), (self.k_norm, shared)):
+            yield from self._norm(norm, heads)
+        if self.sinks:
+            yield Weight("sinks", "norm", (Slice("attn_sinks", ((query[0],),)),), source="Xiao et al. 2024")
+
+    def _norm(self, norm: AnyPart | None, heads: Product) -> Iterator[Weight]:
+        if not isinstance(norm, LayerNorm | RMSNorm):
+            return
+        count, size = heads
+        axes = {"all": (heads,), "heads": ((count,), (size,))}.get(self.norm_over, ((size,),))
+        paths = [f"{norm.name}.norms.{n}" for n in range(count.size)] if self.norm_over == "list" else [norm.name]
+        for path in paths:
+            for row in norm.over("qk_norm", *axes):
+                yield row._replace(name=f"{path}.{row.name}")
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """(B, T, D) to the same: projections, rotations, attention by `setting.attention`, the projection back."""

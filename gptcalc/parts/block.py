@@ -11,23 +11,40 @@ if TYPE_CHECKING:
 
 
 class Block(Weighted):
-    """Attention, then MLP, each with a norm and a residual add.
+    """Attention and MLP, each with its norms and a residual add.
 
-    `order` is `pre` (GPT-2 on: norm, part, add; Xiong et al. 2020) or `post` (GPT-1: part, add, norm).
+    `order` is `pre` (GPT-2 on: norm, part, add; Xiong et al. 2020), `post` (GPT-1: part, add, norm), or `parallel`
+    (GPT-J: both read x and are added to it). A part may have no norm of its own (in parallel, the MLP then
+    shares that of attention), and a second one after it, before the add (Gemma 2; OLMo 2 has that alone). What is
+    added is multiplied by `residual_multiplier` (Granite).
     """
 
+    without_ops = ("attention_post_norm", "mlp_post_norm", "residual_multiplier")
     kind: Literal["block"] = "block"
     name: str = ""
-    order: Literal["pre", "post"] = "pre"
-    attention_norm: AnyPart
+    order: Literal["pre", "post", "parallel"] = "pre"
+    attention_norm: AnyPart | None
     attention: AnyPart
-    mlp_norm: AnyPart
+    attention_post_norm: AnyPart | None = None
+    mlp_norm: AnyPart | None
     mlp: AnyPart
+    mlp_post_norm: AnyPart | None = None
+    residual_multiplier: float = 1.0
+
+    @property
+    def parts(self) -> tuple[AnyPart, ...]:
+        """Its parts in the order in which they run."""
+        halves: tuple[tuple[AnyPart | None, ...], ...] = (
+            (self.attention_norm, self.attention, self.attention_post_norm),
+            (self.mlp_norm, self.mlp, self.mlp_post_norm),
+        )
+        if self.order == "post":
+            halves = ((self.attention, self.attention_norm), (self.mlp, self.mlp_norm))
+        return tuple(part for half in halves for part in half if part is not None)
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
-        """The rows of its four parts, in the order in which they run."""
-        before, after = (self.attention_norm, self.attention), (self.mlp_norm, self.mlp)
-        for part in before + after if self.order == "pre" else before[::-1] + after[::-1]:
+        """The rows of its parts, in the order in which they run."""
+        for part in self.parts:
             yield from part_weights(part, spec)
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":

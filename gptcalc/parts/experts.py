@@ -96,7 +96,7 @@ def _compute(part: "MixtureMLP", setting: Setting, x: Tensor, routed: Routed) ->
 def _experts(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Tensor:
     """Each expert over its rows of x, (rows of all experts, D) to the same; it runs even without rows."""
     loads = list(load(setting, part.n_experts, part.n_active))
-    experts, inner, width = Dim("E", part.n_experts), Dim("F", part.d_ff), setting.width
+    experts, inner, width = Dim("E", part.n_experts), Dim("Fe", part.d_ff), setting.width
     both = Dim("(2×F)", 2 * inner.size)
     gate_up = setting.weight("gate and up weights", "gate_up_proj", experts, both, width)
     down = setting.weight("down weights", "down_proj", experts, width, inner)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from gptcalc.formula import Dim
-from gptcalc.inventory import Slice, Weight, Weighted, linear
-from gptcalc.spec import Activation, Probability, Size, Spec
+from gptcalc.formula import Dim, Product
+from gptcalc.inventory import Slice, Weight, Weighted, linear, part_weights
+from gptcalc.spec import Activation, AnyPart, Probability, Size, Spec
 
 if TYPE_CHECKING:
     from gptcalc.tape import Op, Setting, Tensor
@@ -53,8 +53,13 @@ class DenseMLP(Weighted):
 
 
 class GatedMLP(Weighted):
-    """activation(gate) · up, then down (Shazeer 2020)."""
+    """activation(gate) · up, then down (Shazeer 2020).
 
+    With a `fused_name` gate and up are one layer of that name, the gate's rows first. `role` is the component that its
+    weights count for: a model's MLP, or the experts that every token uses (Dai et al. 2024, §3.2).
+    """
+
+    without_ops = ("fused_name", "role")
     kind: Literal["gated"] = "gated"
     d_ff: Size
     activation: Activation
@@ -62,14 +67,19 @@ class GatedMLP(Weighted):
     gate_name: str = "gate_proj"
     up_name: str = "up_proj"
     down_name: str = "down_proj"
+    fused_name: str = ""
+    role: Literal["mlp", "shared_experts"] = "mlp"
     dropout: Probability = 0.0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """Gate and up (F, D), down (D, F), and their biases."""
-        width, inner = (Dim("D", spec.d_model),), (Dim("F", self.d_ff),)
-        yield from linear(self.gate_name, [("mlp_gate", inner)], width, bias=self.bias)
-        yield from linear(self.up_name, [("mlp_up", inner)], width, bias=self.bias)
-        yield from linear(self.down_name, [("mlp_down", width)], inner, bias=self.bias)
+        letter = {"mlp": "F", "shared_experts": "Fs"}[self.role]
+        width, inner = (Dim("D", spec.d_model),), (Dim(letter, self.d_ff),)
+        gate, up = (f"{self.role}_gate", inner), (f"{self.role}_up", inner)
+        layers = {self.fused_name: [gate, up]} if self.fused_name else {self.gate_name: [gate], self.up_name: [up]}
+        for name, outputs in layers.items():
+            yield from linear(name, outputs, width, bias=self.bias)
+        yield from linear(self.down_name, [(f"{self.role}_down", width)], inner, bias=self.bias)
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """(…, D) to the same."""
@@ -95,27 +105,81 @@ class GatedMLP(Weighted):
 
 
 class MixtureMLP(Weighted):
-    """E gated experts of which a router picks `n_active` for each token (Jiang et al. 2024, §2.1)."""
+    """E gated experts of which a router picks `n_active` for each token (Jiang et al. 2024, §2.1).
 
+    Scores are a `softmax` over all experts, or a `sigmoid` of each; those of the chosen are scaled to sum to one where
+    they are `normalised`, and multiplied by `scale`. `softmax_after` chooses first, and takes the softmax over the
+    chosen alone. `order` is how the experts' weights lie: rows of outputs ("out_in", one tensor for gate and up), rows
+    of inputs ("in_out"), or three matrices of all experts side by side ("stacked"); `expert_names` are the tensors'
+    names: gate and up, down; or gate, up, down. Experts that every token uses are `shared`, and with a
+    `shared_gate_name` weighted by a sigmoid of their own. `clamped` is gpt-oss's SwiGLU: gate and up are bounded,
+    interleaved, and up is shifted by one.
+    """
+
+    without_ops = (
+        "router_bias",
+        "expert_names",
+        "experts_bias",
+        "order",
+        "scores",
+        "normalised",
+        "scale",
+        "n_groups",
+        "clamped",
+        "weighted_input",
+        "shared",
+        "shared_gate_name",
+    )
     kind: Literal["mixture"] = "mixture"
     d_ff: Size
     activation: Activation
     n_experts: Size
     n_active: Size
     router_name: str = "gate"
+    router_bias: bool = False
     experts_name: str = "experts"
+    expert_names: tuple[str, str] | tuple[str, str, str] = ("gate_up_proj", "down_proj")
+    experts_bias: bool = False
+    order: Literal["out_in", "in_out", "stacked"] = "out_in"
+    scores: Literal["softmax", "softmax_after", "sigmoid", "sigmoid_after", "sparsemixer"] = "softmax"
+    normalised: bool = True
+    scale: float = 1.0
+    n_groups: Size | None = None
+    n_active_groups: Size | None = None
+    clamped: float | None = None
+    weighted_input: bool = False
+    shared: AnyPart | None = None
+    shared_gate_name: str = ""
     dropout: Probability = 0.0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
-        """Router (E, D), fused gate and up (E, 2·F, D), down (E, D, F)."""
-        width, inner = (Dim("D", spec.d_model),), (Dim("F", self.d_ff),)
-        experts = (Dim("E", self.n_experts),)
+        """Router (E, D), fused gate and up (E, 2·F, D), down (E, D, F), their biases; the shared experts."""
+        width, experts = (Dim("D", spec.d_model),), (Dim("E", self.n_experts),)
+        yield from linear(self.router_name, [("router", experts)], width, bias=self.router_bias)
         active = (self.n_active, self.n_experts)
-        yield from linear(self.router_name, [("router", experts)], width, bias=False)
-        gate_up = tuple(Slice(key, (experts, inner, width)) for key in ("experts_gate", "experts_up"))
-        yield Weight(f"{self.experts_name}.gate_up_proj", "matmul", gate_up, axis=1, active=active)
-        down = (Slice("experts_down", (experts, width, inner)),)
-        yield Weight(f"{self.experts_name}.down_proj", "matmul", down, active=active)
+        for row in self._experts(width, (Dim("Fe", self.d_ff),), experts):
+            yield row._replace(name=f"{self.experts_name}.{row.name}", active=active)
+        yield from part_weights(self.shared, spec)
+        if self.shared_gate_name:
+            yield from linear(self.shared_gate_name, [("shared_expert_gate", (Dim("1", 1),))], width, bias=False)
+
+    def _experts(self, width: Product, inner: Product, experts: Product) -> Iterator[Weight]:
+        if self.order == "stacked":
+            keys, rows = ("experts_gate", "experts_up", "experts_down"), (*experts, *inner)
+            for name, key in zip(self.expert_names, keys, strict=True):
+                yield Weight(name, "matmul", (Slice(key, (rows, width)),))
+            return
+        swapped = self.order == "in_out"
+        gate_up, down = self.expert_names[0], self.expert_names[-1]
+        axes = (experts, width, inner) if swapped else (experts, inner, width)
+        both = tuple(Slice(key, axes) for key in ("experts_gate", "experts_up"))
+        yield Weight(gate_up, "matmul", both, axis=2 if swapped else 1)
+        if self.experts_bias:
+            halves = (Slice("experts_bias", (experts, inner)), Slice("experts_bias", (experts, inner)))
+            yield Weight(f"{gate_up}_bias", "bias", halves, axis=1)
+        yield Weight(down, "matmul", (Slice("experts_down", (axes[0], axes[2], axes[1])),))
+        if self.experts_bias:
+            yield Weight(f"{down}_bias", "bias", (Slice("experts_bias", (experts, width)),))
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """(…, D) to the same."""

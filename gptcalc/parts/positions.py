@@ -1,7 +1,9 @@
 """How the input learns where it stands: a table, or sinusoids that store nothing."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from gptcalc.formula import Dim
 from gptcalc.inventory import Slice, Weight, Weighted
@@ -12,14 +14,19 @@ if TYPE_CHECKING:
 
 
 class LearnedPositions(Weighted):
-    """A row of width D for each of C positions (Radford et al. 2018, §4.1)."""
+    """A row of width D for each of C positions (Radford et al. 2018, §4.1).
 
+    The first `offset` rows of the table belong to no position (OPT: 2, for padding).
+    """
+
+    without_ops = ("offset",)
     kind: Literal["learned"] = "learned"
+    offset: Annotated[int, Field(strict=True, ge=0, le=16)] = 0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
-        """The position table (C, D)."""
-        table = ((Dim("C", spec.n_ctx),), (Dim("D", spec.d_model),))
-        yield Weight("weight", "lookup", (Slice("positions", table),))
+        """The position table (C, D), with `offset` rows more."""
+        rows = Dim(f"(C+{self.offset})", spec.n_ctx + self.offset) if self.offset else Dim("C", spec.n_ctx)
+        yield Weight("weight", "lookup", (Slice("positions", ((rows,), (Dim("D", spec.d_model),))),))
 
     def ops(self, setting: "Setting") -> "tuple[Op, ...]":
         """0 … T−1, and their rows of the table: (T, D)."""
@@ -81,12 +88,14 @@ class SinusoidalPositions(Weighted):
 class Rotary(Record):
     """Rotations of query and key inside attention (Su et al. 2021): no parameters.
 
-    `fraction` of the head size is rotated; `scaling` names a long-context rule, `None` the plain angles.
+    `fraction` of the head size is rotated; `scaling` names a long-context rule, `None` the plain angles. A feature is
+    paired with the one half a head further, or, where they are `interleaved`, with its neighbour (GPT-J).
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
     scaling: str | None = None
+    interleaved: bool = False
 
     def tables(self, setting: "Setting", d_head: int) -> "tuple[tuple[Op, ...], Tensor, Tensor]":
         """Cosines and sines (T, H) in the compute dtype, made in fp32 by the first layer of a pass for all of them."""

@@ -16,7 +16,7 @@ from gptcalc.units import format_bytes, format_count, format_fixed, short_count
 NEXT = "Next: --explain says why each row has its size, --depth 3 lists every tensor, --check asks PyTorch."
 
 #: Groups that the printed table shows only where a model has them.
-OPTIONAL_GROUPS = ("router", "gate")
+OPTIONAL_GROUPS = ("embedding projection", "latent projections", "linear attention", "router", "gate", "sinks")
 
 
 def count_document(
