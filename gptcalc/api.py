@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
 from gptcalc.errors import GptcalcError, InvalidValueError, shown
+from gptcalc.ledger.cache import Cache, cache
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters, Totals, parameters
 from gptcalc.report.count import count_document
@@ -28,6 +29,7 @@ class Count(NamedTuple):
 
     model: Resolved
     parameters: Parameters
+    kv_cache: Cache
     depth: int = 1
     evidence: Check | None = None
 
@@ -47,11 +49,12 @@ class Count(NamedTuple):
 
     def to_dict(self) -> CountJSON:
         """What `gptcalc count --format json` prints."""
-        return count_json(self.model, self.parameters, self.depth, self.evidence)
+        return count_json(self.model, self.parameters, self.kv_cache, self.depth, self.evidence)
 
     def document(self, *, explain: bool = False) -> Document:
         """The report before it has a format."""
-        return count_document(self.model, self.parameters, self.depth, explain=explain, check=self.evidence)
+        parts = (self.model, self.parameters, self.kv_cache, self.depth)
+        return count_document(*parts, explain=explain, check=self.evidence)
 
     def _repr_html_(self) -> str:
         """Tables for a notebook."""
@@ -155,22 +158,32 @@ DEPTHS = (1, 2, 3)
 Model = str | os.PathLike[str] | Mapping[str, object] | None
 
 
-def count(model: Model = None, *, depth: int = 1, **overrides: object) -> Count:
-    """Count the parameters of `model`.
+def count(
+    model: Model = None, *, depth: int = 1, seq: int | None = None, kv_dtype: str | None = None, **overrides: object
+) -> Count:
+    """Count the parameters of `model`, and what it keeps of `seq` tokens (its whole context) in `kv_dtype` (bf16).
 
     `overrides` are fields under gptcalc's names or Hugging Face's (`n_vocab=50304`, `n_layer=6`, `bias=False`).
     `depth` is the detail of `to_dict()`: 1 components, 2 layer groups, 3 tensors. Raises `GptcalcError`
     on a bad request.
     """
-    return count_of(model, overrides, depth=depth)
+    return count_of(model, overrides, depth=depth, seq=seq, kv_dtype=kv_dtype)
 
 
-def count_of(model: Model, overrides: Mapping[str, object], *, depth: int = 1) -> Count:
+def count_of(  # noqa: PLR0913  what a count depends on
+    model: Model,
+    overrides: Mapping[str, object],
+    *,
+    depth: int = 1,
+    seq: object = None,
+    kv_dtype: str | None = None,
+    spelled: Callable[[str], str] = str,
+) -> Count:
     """`count` with the model's fields in a mapping."""
     if type(depth) is not int or depth not in DEPTHS:
         raise InvalidValueError(f"depth: read {shown(depth)}; allowed: 1 (components), 2 (layer groups), 3 (tensors)")
     resolved = resolve(model, overrides)
-    return Count(resolved, parameters(resolved.spec), depth)
+    return Count(resolved, parameters(resolved.spec), cache(resolved.spec, seq, kv_dtype, spelled), depth)
 
 
 def memory(  # noqa: PLR0913  a setting is an argument

@@ -85,6 +85,12 @@ class Parameters(NamedTuple):
         return tuple(steps)
 
     @property
+    def routed(self) -> int:
+        """Parameters of experts that a router picks from: each token uses some of them."""
+        rows = (row for row in self.rows if row.active != (1, 1) and row.tied_to is None)
+        return sum(row.elements * product_size(row.copies) for row in rows)
+
+    @property
     def checkpoint_bytes(self) -> dict[str, int]:
         """Bytes of the stored parameters by dtype, without a file's header and buffers."""
         return {dtype: bytes_of(self.totals.stored, dtype) for dtype in ("fp32", "bf16")}
@@ -162,10 +168,9 @@ def fold(key: str, label: str, parts: list[tuple[Weight, Slice]], *, per_layer: 
 
 def _products(parts: list[tuple[Weight, Slice]], *, per_layer: bool) -> Iterator[Product]:
     """A product for each kind of slice; equal slices in several groups of layers have all these layers as one L."""
-    layers: Counter[tuple[str, Product]] = Counter()
+    layers: Counter[tuple[bool, str, Product]] = Counter()
     for row, part in parts:
-        if row.layers is None or per_layer:
-            yield part.product
-        else:
-            layers[row.name, part.product] += len(row.layers)
-    yield from ((Dim("L", count), *product) for (_, product), count in layers.items())
+        inside = row.layers is not None and not per_layer
+        layers[inside, row.name, part.product] += len(row.layers) if inside and row.layers is not None else 1
+    for (inside, _, product), count in layers.items():
+        yield from [(Dim("L", count), *product)] if inside else [product] * count

@@ -7,6 +7,7 @@ from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Slice, Weight, Weighted, linear
 from gptcalc.parts.norm import LayerNorm, RMSNorm
 from gptcalc.parts.positions import Rotary
+from gptcalc.parts.remembered import Remembered
 from gptcalc.spec import AnyPart, Probability, Size, Spec
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ class MultiHeadAttention(Weighted):
         for path in paths:
             for row in norm.over("qk_norm", *axes):
                 yield row._replace(name=f"{path}.{row.name}")
+
+    def remembered(self) -> Remembered:
+        """A key and a value of each of K heads for every token in sight."""
+        vector = (Dim("K", self.n_kv_heads), Dim("H", self.d_head))
+        kind = "full" if self.window is None else "chunked" if self.chunked else "sliding"
+        return Remembered(kind, (vector, vector), window=self.window)
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """(B, T, D) to the same: projections, rotations, attention by `setting.attention`, the projection back."""

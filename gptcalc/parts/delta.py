@@ -5,6 +5,7 @@ from typing import Literal
 
 from gptcalc.formula import Dim
 from gptcalc.inventory import Slice, Weight, Weighted, linear
+from gptcalc.parts.remembered import Remembered
 from gptcalc.spec import Size, Spec
 
 
@@ -39,3 +40,10 @@ class GatedDeltaNet(Weighted):
         yield from linear("in_proj_ba", [("linear_attn", (heads,)), ("linear_attn", (heads,))], width, bias=False)
         yield Weight("norm.weight", "norm", (Slice("linear_attn", ((value[1],),)),))
         yield from linear("out_proj", [("linear_attn", width)], value, bias=False)
+
+    def remembered(self) -> Remembered:
+        """The states, and of each convolved feature the last `kernel` tokens."""
+        heads, key, value = Dim("Nv", self.n_value_heads), Dim("Hk", self.d_key), Dim("Hv", self.d_value)
+        shared, kernel = Dim("Nk", self.n_key_heads), Dim("kernel", self.kernel)
+        convolved = ((shared, key, kernel), (shared, key, kernel), (heads, value, kernel))
+        return Remembered("none", (), ((heads, key, value), *convolved))

@@ -7,6 +7,7 @@ from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Weight, Weighted, linear
 from gptcalc.parts.norm import RMSNorm
 from gptcalc.parts.positions import Rotary
+from gptcalc.parts.remembered import Remembered
 from gptcalc.spec import Probability, Size, Spec
 
 
@@ -54,6 +55,10 @@ class LatentAttention(Weighted):
         value = (heads, Dim("Hv", self.d_value))
         yield from linear("kv_b_proj", [("mla_kv_b", (heads, plain)), ("mla_kv_b", value)], rank, bias=False)
         yield from linear("o_proj", [("attn_o", width)], value, bias=self.bias)
+
+    def remembered(self) -> Remembered:
+        """The latent vector of each token, and the rotated key that all heads share."""
+        return Remembered("latent", ((Dim("R", self.kv_rank),), (Dim("Hr", self.d_rope),)))
 
     def _norm(self, name: str, rank: Product) -> Iterator[Weight]:
         for row in RMSNorm(name=name, eps=self.norm_eps).over("qk_norm", rank):

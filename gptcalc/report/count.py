@@ -5,11 +5,12 @@ from fractions import Fraction
 
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
+from gptcalc.ledger.cache import Cache
 from gptcalc.ledger.components import GROUPS, UNSTORED_POSITIONS
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters
 from gptcalc.report.check import check_reasons, evidence_tables
-from gptcalc.report.count_data import NOT_COUNTED, count_lines, heading_notes, sections
+from gptcalc.report.count_data import NOT_COUNTED, CacheLineJSON, cache_json, count_lines, heading_notes, sections
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import format_bytes, format_count, format_fixed, short_count
 
@@ -19,14 +20,14 @@ NEXT = "Next: --explain says why each row has its size, --depth 3 lists every te
 OPTIONAL_GROUPS = ("embedding projection", "latent projections", "linear attention", "router", "gate", "sinks")
 
 
-def count_document(
-    model: Resolved, count: Parameters, depth: int, *, explain: bool = False, check: Check | None = None
+def count_document(  # noqa: PLR0913  what a report shows
+    model: Resolved, count: Parameters, kept: Cache, depth: int, *, explain: bool = False, check: Check | None = None
 ) -> Document:
     """The ledger as tables: lines, the bridge between the totals, what the number means, why, and who checked it."""
     stored = count.totals.stored
     title = f"{model.title}, changed" if model.changed else model.title
     tables = [_component_table(count, model) if depth == 1 else (_section_table, _tensor_table)[depth - 2](count)]
-    tables += [_bridge_table(count), _meaning_table(count)]
+    tables += [_bridge_table(count), _meaning_table(count, model), _cache_table(kept)]
     if explain:
         tables.append(_why_table(count, model.family.positions))
     if check:
@@ -134,20 +135,54 @@ def _bridge_table(count: Parameters) -> Table:
     )
 
 
-def _meaning_table(count: Parameters) -> Table:
+def _meaning_table(count: Parameters, model: Resolved) -> Table:
     totals, rule = count.totals, count.rule_of_thumb
     rows: list[tuple[Value, ...]] = [
         (f"checkpoint, {dtype} bytes", size, format_bytes(size)) for dtype, size in count.checkpoint_bytes.items()
     ]
-    mixture = any(row.active != (1, 1) for row in count.rows)
-    active = "what one token uses" if mixture else "all of them: no experts"
+    routed, (n_heads, _, d_head) = count.routed, model.family.heads
+    active = "what one token uses" if routed else "all of them: no experts"
+    if routed:
+        share = format_fixed(Fraction(100 * routed, totals.stored), 2)
+        rows.append(("routed experts", routed, f"{share}% of what is stored"))
+    declared = "D/N"
+    if n_heads * d_head != count.spec.d_model:
+        heads, width = format_count(n_heads * d_head), format_count(count.spec.d_model)
+        declared = f"declared: all heads together have {heads}, D is {width}"
     rows += [
         ("active", totals.active, active),
         ("non_embedding", totals.non_embedding, "without token table, positions and untied unembedding"),
+        ("head size H", d_head, declared),
         ("rule of thumb 12·L·D²", rule.value, _errors(rule.error_stored, rule.error_non_embedding)),
     ]
     columns = (Column("what", ""), Column("amount", "amount", "count"), Column("note", "", wraps=True))
     return Table("What the number means", columns, tuple(rows))
+
+
+def _cache_table(kept: Cache) -> Table:
+    """A row for each kind of layer."""
+    columns = (
+        Column("kind", "layers", wraps=True),
+        Column("formula", "formula", wraps=True, drop=1),
+        Column("token", "bytes a token", "count"),
+        Column("seq", f"at {format_count(kept.seq)} tokens", "count"),
+        Column("size", "", drop=2),
+    )
+    rows = []
+    for line in cache_json(kept)["lines"]:
+        size, per_token = line["bytes_at_seq"], line["bytes_per_token"]
+        rows.append((_kind(line), line["formula"] if per_token else "–", per_token, size, format_bytes(size)))
+    total = ("KV cache", "", kept.bytes_per_token, kept.bytes_at_seq, format_bytes(kept.bytes_at_seq))
+    title = f"What one sequence leaves behind for the next token, in {kept.dtype}"
+    return Table(title, columns, tuple(rows), (total,))
+
+
+def _kind(line: CacheLineJSON) -> str:
+    """`22 sliding (512 tokens)`; layers without a cache keep a state of fixed size."""
+    text = f"{format_count(line['layers'])} {line['kind']}"
+    if line["window"] is not None:
+        text += f" ({format_count(line['window'])} tokens)"
+    return text if not line["bytes_per_sequence"] else f"{text}: a state of fixed size"
 
 
 def _errors(stored: Fraction, non_embedding: Fraction) -> str:

@@ -9,11 +9,12 @@ from gptcalc.catalog import Preset, Resolved
 from gptcalc.errors import InvalidValueError
 from gptcalc.formula import Formula
 from gptcalc.inventory import Slice, Weight, expand
+from gptcalc.ledger.cache import Cache
 from gptcalc.ledger.components import COMPONENTS
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters, fold
 from gptcalc.report.check import ModelCheckJSON, model_check_json
-from gptcalc.units import format_count
+from gptcalc.units import bytes_of, format_count
 
 #: Above this, a list of every tensor is refused rather than printed for minutes.
 MOST_TENSORS = 200_000
@@ -45,6 +46,35 @@ class CountLine(TypedDict):
     tied_to: NotRequired[str | None]
 
 
+class CacheLineJSON(TypedDict):
+    """The KV cache of all layers of one kind; `formula` is that of `bytes_per_token`."""
+
+    kind: str
+    layers: int
+    window: int | None
+    bytes_per_token: int
+    bytes_per_sequence: int
+    bytes_at_seq: int
+    formula: str
+
+
+class CacheJSON(TypedDict):
+    """What one sequence of `seq` tokens leaves behind for the next token."""
+
+    dtype: str
+    bytes_per_token: int
+    seq: int
+    bytes_at_seq: int
+    lines: list[CacheLineJSON]
+
+
+class ExpertsJSON(TypedDict):
+    """Parameters of routed experts, and their share of what is stored."""
+
+    routed: int
+    share: float
+
+
 class CountJSON(TypedDict):
     """What `gptcalc count --format json` prints."""
 
@@ -55,6 +85,8 @@ class CountJSON(TypedDict):
     bridge: list[dict[str, str | int]]
     checkpoint_bytes: dict[str, int]
     rule_of_thumb: dict[str, int | float]
+    experts: ExpertsJSON
+    kv_cache: CacheJSON
     notes: list[str]
     check: NotRequired[ModelCheckJSON]
 
@@ -76,7 +108,7 @@ def model_json(model: Resolved) -> dict[str, object]:
     }
 
 
-def count_json(model: Resolved, count: Parameters, depth: int, check: Check | None = None) -> CountJSON:
+def count_json(model: Resolved, count: Parameters, kept: Cache, depth: int, check: Check | None = None) -> CountJSON:
     """The ledger as a dictionary of plain values; integers stay integers."""
     answer: CountJSON = {
         "schema": "gptcalc.count/1",
@@ -90,11 +122,35 @@ def count_json(model: Resolved, count: Parameters, depth: int, check: Check | No
             "error_stored": float(count.rule_of_thumb.error_stored),
             "error_non_embedding": float(count.rule_of_thumb.error_non_embedding),
         },
+        "experts": {"routed": count.routed, "share": count.routed / count.totals.stored},
+        "kv_cache": cache_json(kept),
         "notes": [*heading_notes(model), *model.notes, NOT_COUNTED],
     }
     if check:
         answer["check"] = model_check_json(check)
     return answer
+
+
+def cache_json(kept: Cache) -> CacheJSON:
+    """The KV cache as plain values."""
+    return {
+        "dtype": kept.dtype,
+        "bytes_per_token": kept.bytes_per_token,
+        "seq": kept.seq,
+        "bytes_at_seq": kept.bytes_at_seq,
+        "lines": [
+            {
+                "kind": line.kind,
+                "layers": line.n_layers,
+                "window": line.window,
+                "bytes_per_token": bytes_of(line.per_token.value, kept.dtype),
+                "bytes_per_sequence": bytes_of(line.per_sequence.value, kept.dtype),
+                "bytes_at_seq": line.bytes_at(kept.seq, kept.dtype),
+                "formula": line.per_token.times(bytes_of(1, kept.dtype)).letters,
+            }
+            for line in kept.lines
+        ],
+    }
 
 
 def count_lines(count: Parameters, depth: int) -> Iterator[CountLine]:

@@ -239,7 +239,7 @@ def test_formulas_name_the_rows_of_an_expert(seq: int, rows: dict[str, int]) -> 
     assert formulas["rows by expert"] == "2×B×T×k×D"
     assert formulas["weighted outputs"] == "4×B×T×k×D"
     of_experts = Counter(formulas[f"gated rows of expert {number}"] for number in range(8))
-    assert of_experts == {f"2×{share}×F": count for share, count in rows.items()}
+    assert of_experts == {f"2×{share}×Fe": count for share, count in rows.items()}
 
 
 def test_the_width_of_a_share_stands_last() -> None:

@@ -61,6 +61,7 @@ class Made:
         self.spec, self.plan = spec, plan
         self.counted = parameters(spec)
         sizes = {dim.letter: dim for dim in self.counted.dims}
+        sizes.setdefault("F", sizes.get("Fe", sizes["D"]))
         self.batch, self.seq, self.layers = Dim("B", plan.batch), Dim("T", plan.seq), sizes["L"]
         self.sizes = sizes
         self.width = BYTES[plan.precision]
