@@ -222,7 +222,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
             {key: own[key] for key in own if key in config and key not in family.huggingface},
         ),
         defaults={key: value for key, value in loaded.resolved().items() if key not in own and key not in UNCOUNTED},
-        notes=tuple(note for key in unread if (note := _unread_note(key, given[key], names))),
+        notes=tuple(note for key in unread if (note := _unread_note(key, given[key], family))),
     )
 
 
@@ -237,13 +237,17 @@ def _family_of(config: Mapping[str, object], name: str) -> type[Family]:
     return find_family(config["model_type"], name)
 
 
-def _unread_note(key: str, value: object, names: Mapping[str, object]) -> str:
-    """What to say of a field that no family reads; nothing where it changes nothing."""
-    if key in IRRELEVANT or key in REFUSED or key.startswith("_") or value in PLAIN.get(key, ()):
+def _unread_note(key: str, value: object, family: type[Family]) -> str:
+    """What to say of a field that the family does not read; nothing where it changes nothing."""
+    plain_values = PLAIN | dict(family.plain)
+    if key in IRRELEVANT | family.ignored or key in REFUSED or key.startswith("_"):
         return ""
-    if key in PLAIN:
-        return f"{plain(key)} = {shown(value)} changes how the model computes, not what it stores; that is not modelled"
-    near = nearest(key, names, most=1)
+    if key in plain_values:
+        if value in plain_values[key]:
+            return ""
+        read = f"{plain(key)} = {shown(value)}"
+        return f"{read} changes how the model computes, not what it stores; that is not modelled"
+    near = nearest(key, family.names(), most=1)
     return f"{plain(key)} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
 
 

@@ -19,11 +19,12 @@ MOST_LAYERS = 1_000_000
 Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
 RopeScaling = Literal["linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope", "proportional"]
 #: How far from a wrong value a better one is looked for.
 SEARCHED = 100_000
 
-PositionKind = Literal["learned", "sinusoidal", "rotary", "none"]
+PositionKind = Literal["learned", "sinusoidal", "rotary", "alibi", "none"]
 #: Elementwise functions without parameters, as transformers calls them (`ACT2FN`).
 Activation = Literal[
     "gelu",

@@ -190,7 +190,7 @@ _MODEL_OPTIONS: dict[str, dict[str, Any]] = {
         str,
         "--positions",
         metavar="KIND",
-        help="learned, sinusoidal, rotary or none.",
+        help="learned, sinusoidal, rotary, alibi or none.",
         rich_help_panel="Change the model",
     ),
     "set_": {

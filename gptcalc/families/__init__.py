@@ -6,16 +6,28 @@ from pkgutil import iter_modules
 from gptcalc.errors import UnknownNameError
 from gptcalc.families.family import Family
 
+#: What transformers calls a family whose file cannot bear the name.
+SPELLED = {"openai_gpt": "openai-gpt"}
+#: Names that models have on the hub, old or of their own, for classes of another name.
+ALIASES = {
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
+    "gpt-sw3": "gpt2",
+    "stablelm_epoch": "stablelm",
+}
+
 
 def model_types() -> list[str]:
     """Every `model_type` that has a family, found by listing this folder."""
-    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name != "family")
+    return sorted(SPELLED.get(module.name, module.name) for module in iter_modules(__path__) if module.name != "family")
 
 
 def find_family(model_type: object, where: str) -> type[Family]:
     """The family that reads configs of `model_type`; `where` is quoted in the error."""
-    key = str(model_type).replace("_", "-")
+    name = str(model_type)
+    stem = ALIASES.get(name, name).replace("-", "_")
+    key = SPELLED.get(stem, stem)
     if not isinstance(model_type, str) or key not in model_types():
-        raise UnknownNameError.near(f"{where}: model_type", str(model_type), model_types())
-    import_module(f"{__name__}.{key.replace('-', '_')}")
+        raise UnknownNameError.near(f"{where}: model_type", name, [*model_types(), *ALIASES])
+    import_module(f"{__name__}.{stem}")
     return Family.registered[key]

@@ -18,6 +18,7 @@ from gptcalc.spec import (
     MOST_LAYERS,
     Activation,
     AnyPart,
+    Flag,
     LayerGroup,
     Layers,
     PositionKind,
@@ -34,17 +35,17 @@ from gptcalc.spec import (
 IRRELEVANT = frozenset(
     """
     architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
-    label2id length_penalty max_length min_length model_type n_ctx n_special no_repeat_ngram_size
-    num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_router_logits
-    output_scores pad_token_id predict_special_tokens prefix pretraining_tp problem_type pruned_heads
-    quantization_config remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    router_aux_loss_coef sep_token_id summary_activation summary_first_dropout summary_proj_to_labels
-    summary_type summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    use_bfloat16 use_cache use_return_dict
+    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label init_std initializer_range is_decoder label2id length_penalty max_length
+    min_length model_type n_ctx n_special no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_router_logits output_scores pad_token_id
+    predict_special_tokens prefix pretraining_tp problem_type pruned_heads quantization_config
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate router_aux_loss_coef
+    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_return_dict
     """.split()
 )
 #: Fields that change how a decoder computes but not what it stores, and the values under which the parts model them.
@@ -114,6 +115,10 @@ class Family(Record):
     defaults: ClassVar[Mapping[str, object]]
     #: Names of objects in a config that a family takes apart in `translate`.
     nested: ClassVar[tuple[str, ...]] = ()
+    #: Fields of its configs that change neither what is stored nor how a decoder computes.
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    #: Fields that change how it computes, and the values under which the parts model them; `PLAIN` holds for all.
+    plain: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     #: d_ff in widths where it is not given; 0 where it must be.
     ff_ratio: ClassVar[int] = 0
     #: Whether rotations pair neighbouring features (GPT-J) or the two halves of a head (GPT-NeoX, Llama).
@@ -128,14 +133,14 @@ class Family(Record):
     d_head: Size | None = None
     d_ff: Size | None = None
     activation: Activation
-    tied: Annotated[bool, Field(strict=True)]
+    tied: Flag
     positions: PositionKind
-    bias: Annotated[bool, Field(strict=True)]
-    qkv_bias: Annotated[bool | None, Field(strict=True)] = None
-    out_bias: Annotated[bool | None, Field(strict=True)] = None
-    mlp_bias: Annotated[bool | None, Field(strict=True)] = None
-    norm_bias: Annotated[bool | None, Field(strict=True)] = None
-    unembedding_bias: Annotated[bool, Field(strict=True)] = False
+    bias: Flag
+    qkv_bias: Flag | None = None
+    out_bias: Flag | None = None
+    mlp_bias: Flag | None = None
+    norm_bias: Flag | None = None
+    unembedding_bias: Flag = False
     norm_eps: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
     embedding_dropout: Probability = 0.0
     attention_dropout: Probability = 0.0
@@ -274,6 +279,7 @@ class Family(Record):
             qkv_bias=self.has_bias("qkv_bias"),
             out_bias=self.has_bias("out_bias"),
             rotary=self.rotary(layer),
+            alibi=self.positions == "alibi",
             dropout=self.attention_dropout,
             residual_dropout=self.residual_dropout,
             **published,

@@ -43,6 +43,7 @@ GROUPS = (
 UNSTORED_POSITIONS = {
     "rotary": ("rotations of query and key inside attention: nothing is stored", "Su et al. 2021, §3"),
     "sinusoidal": ("fixed sinusoids: nothing is stored", f"{_VASWANI}, §3.5"),
+    "alibi": ("scores fall with the distance, by a slope for each head: nothing is stored", "Press et al. 2022, §3"),
     "none": ("the model is told no positions", ""),
 }
 
