@@ -131,6 +131,21 @@ class Spec(Record):
         """`L`: the blocks of all groups together."""
         return sum(group.n_layers for group in self.layers)
 
+    @property
+    def unknown_ops(self) -> tuple[str, ...]:
+        """What the model does whose ops are not known (`latent`, `window=4096`), each once; empty where all are."""
+        around = (
+            self.embedding,
+            self.embedding_projection,
+            self.embedding_norm,
+            self.positions,
+            self.final_norm,
+            self.output_projection,
+            self.unembedding,
+        )
+        parts = [*around, *(group.block for group in self.layers)]
+        return tuple(dict.fromkeys(what for part in parts if part is not None for what in unknown_ops(part)))
+
 
 def shared(amount: int, among: int, what: str, of: str) -> int:
     """`amount / among`, or an error that names the divisors of `amount` nearest to `among`."""

@@ -120,6 +120,8 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
 
 def _needs(spec: Spec, plan: Plan) -> Iterator[tuple[str, Version]]:
     """What a model does that older releases of torch do in other ops, with the first release that does it so."""
+    if spec.unknown_ops:
+        return
     if has_rms_norm(spec):
         yield "RMSNorm", FUSED_RMS_NORM_SINCE
     parts = [group.block.attention for group in spec.layers if isinstance(group.block, Block)]
@@ -141,6 +143,8 @@ def record(  # noqa: PLR0913  what a run depends on
 
 def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice, ...]:
     """The attention kernel of each group of layers."""
+    if spec.unknown_ops:
+        return (Choice("none", "no op is modelled"),)
     chip, torch = target(plan.target), torch_version(plan.torch)
     found = []
     for group in spec.layers:
@@ -188,7 +192,9 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
 
 def _routing(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Iterator[str]:
     """What a mixture takes at most, where its tokens all go to the same experts."""
-    if not any(isinstance(group.block, Block) and isinstance(group.block.mlp, MixtureMLP) for group in spec.layers):
+    if spec.unknown_ops or not any(
+        isinstance(group.block, Block) and isinstance(group.block.mlp, MixtureMLP) for group in spec.layers
+    ):
         return
     recording = record(name, spec, plan, kernels, worst=True)
     n_stages = len(recording.record.stages)

@@ -61,6 +61,12 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
 def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
     """What a reader must know of the numbers."""
     notes = []
+    if spec.unknown_ops:
+        notes.append(
+            f"weights, gradients, optimizer states and KV cache alone: the ops of {', '.join(spec.unknown_ops)} are not"
+            " modelled, so what forward and backward make is not in these numbers"
+        )
+        return tuple(notes)
     if "cudnn" in backends:
         notes.append(
             "attention runs in cuDNN, whose workspace only cuDNN knows: it is not in these numbers"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from gptcalc.formula import Dim, Formula, Product
 from gptcalc.inventory import Weight, inventory
+from gptcalc.ledger.cache import remembered
 from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
@@ -25,7 +26,7 @@ from gptcalc.parts.loss import cross_entropy
 from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
 from gptcalc.parts.stage import input_stage
 from gptcalc.plan import Plan
-from gptcalc.spec import Spec
+from gptcalc.spec import Part, Spec
 from gptcalc.tape.record import Buffered, Home, Kernels, Recorder
 from gptcalc.tape.replay import Group, Recording
 from gptcalc.tape.rows import Op, Rows, Setting, Tensor, cut, leave, ops_of, result
@@ -93,14 +94,19 @@ def training(  # noqa: PLR0913  what a step depends on
     targets = at.ids._replace(label="targets")
     for tensor in (at.ids, targets):
         record.given(tensor, "inputs")
-    stretches = _trunk(spec, at, among, attention)
-    stretches.append(_head(spec, at, targets, _shared(stretches)))
+    stretches: list[Stretch] = []
+    if not spec.unknown_ops:
+        stretches = _trunk(spec, at, among, attention)
+        stretches.append(_head(spec, at, targets, _shared(stretches)))
     for step in range(n_steps):
         record.new_step()
         record.stage("forward")
         kept = _forward(record, stretches, at)
         record.stage("backward")
-        _backward(record, stretches, kept, at)
+        if stretches:
+            _backward(record, stretches, kept, at)
+        else:
+            _gradients(record, parameters)
         record.stage("optimizer")
         if not step:
             optimizer.create(record, parameters)
@@ -112,7 +118,8 @@ def training(  # noqa: PLR0913  what a step depends on
             if (grad := record.parameter_gradient(tensor.name)) is not None:
                 record.release(grad)
         record.segment("end")
-        record.release(record.slot(stretches[-1].out))
+        if stretches:
+            record.release(record.slot(stretches[-1].out))
     return Recording(record, among)
 
 
@@ -129,13 +136,11 @@ def inference(  # noqa: PLR0913  what a run depends on
     record, among = Recorder(kernels), groups(spec, recorded)
     _build(record, spec, plan, among)
     for group, layers in zip(among, spec.layers, strict=True):
-        block = layers.block
-        if not isinstance(block, Block) or not isinstance(block.attention, MultiHeadAttention):
-            raise TypeError(f"part {block.kind!r} has no KV cache")
+        name, kept = _cache(spec, layers.block, plan)
         for layer in range(group.first, group.first + group.recorded):
             record.segment("KV cache", layer)
-            where = f"{spec.trunk}.{spec.layers_name}.{{}}.{block.attention.name}"
-            for tensor in block.attention.cache(Dim("B", plan.batch), Dim("T", plan.seq), plan.kv_dtype):
+            where = f"{spec.trunk}.{spec.layers_name}.{{}}.{name}"
+            for tensor in kept:
                 record.bind(tensor, record.hold(record.alloc(tensor, "kv_cache", "build", where=where)), needs=False)
     record.segment("inputs")
     passes = (("prefill", plan.seq), ("decode", 1))
@@ -147,11 +152,25 @@ def inference(  # noqa: PLR0913  what a run depends on
         record.new_step()
         record.stage(name)
         record.name(at[name].ids, ids[name])
+        if spec.unknown_ops:
+            continue
         stretches = _trunk(spec, at[name], among, attention)
         stretches.append(_head(spec, at[name], None, _shared(stretches), last=plan.logits == "last"))
         _forward(record, stretches, at[name])
         record.release(record.slot(stretches[-1].out))
     return Recording(record, among)
+
+
+def _cache(spec: Spec, block: Part, plan: Plan) -> tuple[str, tuple[Tensor, ...]]:
+    """The attention's name, and what its layer has room for: T tokens of B sequences."""
+    batch, seq = Dim("B", plan.batch), Dim("T", plan.seq)
+    part = block.attention if isinstance(block, Block) else block
+    if isinstance(part, MultiHeadAttention):
+        return part.name, part.cache(batch, seq, plan.kv_dtype)
+    kept = remembered(spec, block)
+    seen = seq if kept.window is None else Dim("W", min(seq.size, kept.window))
+    dims = [*((batch, seen, *product) for product in kept.per_token), *((batch, *p) for p in kept.per_sequence)]
+    return part.name, tuple(Tensor(f"cache {n}", own, plan.kv_dtype) for n, own in enumerate(dims, 1))
 
 
 # --- Build -----------------------------------------------------------------------------------------------------------
@@ -243,6 +262,13 @@ def _shared(stretches: list[Stretch]) -> tuple[Tensor, ...]:
     made = [access.tensor for op in rows if op.shared for access in op.writes]
     dropped = {tensor for op in rows for tensor in op.drops}
     return tuple(tensor for tensor in made if tensor not in dropped)
+
+
+def _gradients(record: Recorder, parameters: Sequence[Parameter]) -> None:
+    """Where no op is known, what every backward pass leaves: a gradient of each weight, from the last to the first."""
+    for tensor, layer, label in reversed(parameters):
+        record.segment(label, layer)
+        record.give_gradient(tensor)
 
 
 # --- Running them ----------------------------------------------------------------------------------------------------

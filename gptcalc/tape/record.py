@@ -308,6 +308,11 @@ class Recorder:
         shared = tensor in self._values[None] and tensor not in self._values.get(self._layer, {})
         return (None if shared else self._layer, tensor)
 
+    def give_gradient(self, tensor: Tensor) -> None:
+        """A parameter of the current layer gets its gradient, whatever op makes it."""
+        slot = self.hold(self.alloc(gradient(tensor), "gradients", "backward"))
+        self._grads[None, self._named(tensor.name)] = Buffered(slot, viewed=False)
+
     def parameter_gradient(self, name: str) -> Slot | None:
         """The gradient of a parameter of the current layer, let go of by the engine's buffers: it is `.grad` now."""
         found = self._grads.pop((None, self._named(name)), None)

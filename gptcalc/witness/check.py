@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from gptcalc.catalog import Resolved
-from gptcalc.errors import UnknownNameError
+from gptcalc.errors import InvalidValueError, UnknownNameError
 from gptcalc.installed import need_torch
 from gptcalc.inventory import Weight, inventory
 from gptcalc.ledger.evidence import Check, Evidence
@@ -36,4 +36,9 @@ def check(model: Resolved, witness: str | None = None, rows: Rows | None = None)
 def check_memory(model: Resolved, witness: str, plan: Plan, modes: Sequence[ModeName]) -> Check:
     """Put what `model` takes under `plan` before a witness of memory."""
     need_torch()
+    if model.spec.unknown_ops:
+        raise InvalidValueError(
+            f"check: read witness {witness!r} for {model.name}, of which the ops of {', '.join(model.spec.unknown_ops)}"
+            " are not modelled; allowed: a model whose ops are known"
+        )
     return Check(model, MEMORY_WITNESSES[witness](model, plan, modes))
