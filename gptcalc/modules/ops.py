@@ -190,11 +190,11 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:  # noqa: FBT001  tor
 # --- RMSNorm ---------------------------------------------------------------------------------------------------------
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Scale x by weight / √(mean(x²) + ε), the mean being over the last axis: one kernel on CUDA, its like on meta."""
     if x.is_meta:
         return cast(Tensor, _FusedRMSNorm.apply(x, weight))  # type: ignore[no-untyped-call]
-    return functional.rms_norm(x, weight.shape, weight, eps)
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 class _FusedRMSNorm(torch.autograd.Function):
@@ -204,7 +204,7 @@ class _FusedRMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor | None) -> Tensor:
         """The output, and 1/rms of each row in fp32."""
         result = torch.empty_like(x)
         scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
@@ -214,6 +214,6 @@ class _FusedRMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ARG004  it has no numbers
-        """The gradients of x and of the weight."""
+        """The gradients of x and of the weight, where there is one."""
         x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
+        return torch.empty_like(x), None if weight is None else torch.empty_like(weight)

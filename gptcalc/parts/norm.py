@@ -1,6 +1,6 @@
 """Normalisations of the residual stream."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim, Product
@@ -17,7 +17,6 @@ class RMSNorm(Weighted):
     With `unit_offset` the gain is 1 + weight (Gemma); one that is not `learned` has no weight.
     """
 
-    without_ops = ("learned", "unit_offset")
     kind: Literal["rms_norm"] = "rms_norm"
     eps: float = 1e-6
     learned: bool = True
@@ -34,12 +33,18 @@ class RMSNorm(Weighted):
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """X (M, D) to the same shape, by `torch.nn.functional.rms_norm`: one fused kernel on CUDA."""
+        return self.normalise(setting, x, setting.width)
+
+    def normalise(self, setting: "Setting", x: "Tensor", *axes: Dim) -> "tuple[Op, ...]":
+        """X to the same shape: over its last axis, with a gain of the shape `axes`."""
         from gptcalc import tape
 
-        rows = tape.Rows(setting)
-        weight = setting.weight("norm weight", "weight", setting.width)
-        rows(tape.rms_norm(x, weight, f"normalised {x.label}", setting.chip))
-        return tuple(rows)
+        gain = setting.weight("norm weight", "weight", *axes) if self.learned else None
+
+        def norm(gain: tape.Tensor | None, bias: tape.Tensor | None) -> tape.Op:  # noqa: ARG001  it has no bias
+            return tape.rms_norm(x, gain, f"normalised {x.label}", setting.chip)
+
+        return _affine(setting, norm, gain, None, unit_offset=self.unit_offset)
 
 
 class LayerNorm(Weighted):
@@ -48,7 +53,6 @@ class LayerNorm(Weighted):
     With `unit_offset` the gain is 1 + weight (Nemotron); one that is not `learned` has neither weight nor bias (OLMo).
     """
 
-    without_ops = ("learned", "unit_offset")
     kind: Literal["layer_norm"] = "layer_norm"
     eps: float = 1e-5
     bias: bool = True
@@ -70,10 +74,45 @@ class LayerNorm(Weighted):
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """X (M, D) to the same shape."""
+        return self.normalise(setting, x, setting.width)
+
+    def normalise(self, setting: "Setting", x: "Tensor", *axes: Dim) -> "tuple[Op, ...]":
+        """X to the same shape: over its last axis, with gain and shift of the shape `axes`."""
         from gptcalc import tape
 
-        rows = tape.Rows(setting)
-        weight = setting.weight("norm weight", "weight", setting.width)
-        bias = setting.weight("norm bias", "bias", setting.width) if self.bias else None
-        rows(tape.layer_norm(x, weight, bias, f"normalised {x.label}", setting.chip))
-        return tuple(rows)
+        gain = setting.weight("norm weight", "weight", *axes) if self.learned else None
+        bias = setting.weight("norm bias", "bias", *axes) if self.learned and self.bias else None
+
+        def norm(gain: tape.Tensor | None, bias: tape.Tensor | None) -> tape.Op:
+            return tape.layer_norm(x, gain, bias, f"normalised {x.label}", setting.chip)
+
+        return _affine(setting, norm, gain, bias, unit_offset=self.unit_offset)
+
+
+def _affine(
+    setting: "Setting",
+    norm: "Callable[[Tensor | None, Tensor | None], Op]",
+    gain: "Tensor | None",
+    bias: "Tensor | None",
+    *,
+    unit_offset: bool,
+) -> "tuple[Op, ...]":
+    """A `norm` with its gain, one more than the weight with `unit_offset`; a gain of many axes is multiplied in."""
+    from gptcalc import tape
+
+    rows, own = tape.Rows(setting), []
+    if gain is not None and unit_offset:
+        gain = rows(tape.shift(gain, "1 + norm weight"))
+        own.append(gain)
+    if gain is None or len(gain.dims) == 1:
+        rows(norm(gain, bias))
+    else:
+        plain = rows(norm(None, None))
+        y = rows(tape.multiply(plain, gain, plain.label))
+        rows.drop(plain)
+        if bias is not None:
+            rows(tape.add(y, bias, plain.label))
+            own.append(y)
+    if own:
+        rows.drop(*own)
+    return tuple(rows)

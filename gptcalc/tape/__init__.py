@@ -45,6 +45,7 @@ from gptcalc.tape.rows import rms_norm as rms_norm
 from gptcalc.tape.rows import safe_softmax as safe_softmax
 from gptcalc.tape.rows import scale as scale
 from gptcalc.tape.rows import scatter_add as scatter_add
+from gptcalc.tape.rows import shift as shift
 from gptcalc.tape.rows import softmax as softmax
 from gptcalc.tape.rows import split as split
 from gptcalc.tape.rows import topk as topk

@@ -131,8 +131,11 @@ def _adding_rows(ids: Tensor, touched: Access, table: Tensor) -> tuple[tuple[Acc
 
 
 def _add_backward(op: Op, dys: Incoming) -> Found:
-    """The gradient goes to both as it is; over sequences it is summed for a row that all of them share."""
-    (x, other), dy = _inputs(op), dys[op.output]
+    """The gradient goes to both as it is; it is summed for a row that all share. A number gets none."""
+    (x, *others), dy = _inputs(op), dys[op.output]
+    if not others:
+        return Found((), {x: dy})
+    (other,) = others
     if other.dims == x.dims:
         return Found((), {x: dy, other: dy})
     return Found((whole("aten::sum", (dy,), gradient(other)),), {x: dy, other: gradient(other)})
@@ -174,12 +177,14 @@ def _dropout_backward(op: Op, dys: Incoming) -> Found:
 
 
 def _norm_backward(op: Op, dys: Incoming) -> Found:
-    """One kernel for the gradient of x, a second one for those of weight and bias."""
-    (x, weight, *bias), dy = _inputs(op), dys[op.output]
+    """One kernel for the gradient of x, a second one for those of weight and bias, where there are any."""
+    (x, *learned), dy = _inputs(op), dys[op.output]
     stats = [access.tensor for access in op.writes[1:]]
-    grads = {tensor: gradient(tensor) for tensor in (x, weight, *bias)}
+    grads = {tensor: gradient(tensor) for tensor in (x, *learned)}
+    row = whole(f"{op.name}_backward", (dy, x, *stats, *learned[:1]), *grads.values())
+    if not learned:
+        return Found((row,), grads)
     why = "torch's norms sum the gradient of their weights in a second kernel, which reads dy and x again."
-    row = whole(f"{op.name}_backward", (dy, x, *stats, weight), *grads.values())
     return Found((row._replace(again=tuple(map(all_of, (dy, x, *stats))), why=why),), grads)
 
 

@@ -290,6 +290,8 @@ class Recorder:
 
     def _accumulate(self, tensor: Tensor, new: Buffered) -> None:
         key = self._key(tensor)
+        if tensor.name and new.slot.kind == "temporary":  # that of what was computed of a weight is handed on to it
+            new.slot.kind, new.slot.tensor = "gradients", gradient(tensor)
         old = self._grads.get(key)
         if old is None:
             self._grads[key] = new

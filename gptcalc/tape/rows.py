@@ -214,6 +214,11 @@ def scale(x: Tensor, label: str) -> Op:
     return whole("aten::mul", (x,), made(x, label))
 
 
+def shift(x: Tensor, label: str) -> Op:
+    """Add a number to x."""
+    return whole("aten::add", (x,), made(x, label))
+
+
 def multiply(x: Tensor, other: Tensor, label: str, *, constant: bool = False) -> Op:
     """The product, element by element, of x's shape; a `constant` other needs no gradient: x is not kept for it.
 
@@ -230,19 +235,24 @@ def dropout(x: Tensor, label: str) -> Op:
     return whole("aten::native_dropout", (x,), made(x, label), kept)._replace(saves=(kept,))
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, label: str, chip: Chip | None) -> Op:
-    """LayerNorm over D; mean and 1/σ of each row are kept in fp32 for the backward pass."""
-    learned = (weight,) if bias is None else (weight, bias)
-    stats = (_stat("mean", x), _stat("1/σ", x))
-    op = whole("aten::native_layer_norm", (x, *learned), made(x, label), *stats)
-    return _read_twice(op._replace(saves=(x, *stats)), x, chip)
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, label: str, chip: Chip | None) -> Op:
+    """LayerNorm over the last axis; mean and 1/σ of each row are kept in fp32 for the backward pass."""
+    return _norm("aten::native_layer_norm", x, (weight, bias), label, (_stat("mean", x), _stat("1/σ", x)), chip)
 
 
-def rms_norm(x: Tensor, weight: Tensor, label: str, chip: Chip | None) -> Op:
-    """RMSNorm over D, as torch's fused kernel for CUDA has it; 1/rms of each row is kept in fp32."""
-    stat = _stat("1/rms", x)
-    op = whole("aten::_fused_rms_norm", (x, weight), made(x, label), stat)
-    return _read_twice(op._replace(saves=(x, stat)), x, chip)
+def rms_norm(x: Tensor, weight: Tensor | None, label: str, chip: Chip | None) -> Op:
+    """RMSNorm over the last axis, as torch's fused kernel for CUDA has it; 1/rms of each row is kept in fp32."""
+    return _norm("aten::_fused_rms_norm", x, (weight,), label, (_stat("1/rms", x),), chip)
+
+
+def _norm(  # noqa: PLR0913, PLR0917  what a norm is
+    name: str, x: Tensor, given: tuple[Tensor | None, ...], label: str, stats: tuple[Tensor, ...], chip: Chip | None
+) -> Op:
+    """Of what is `given`, autograd keeps a gain that was computed; parameters live anyhow."""
+    learned = [tensor for tensor in given if tensor is not None]
+    computed = [tensor for tensor in learned if not tensor.name]
+    op = whole(name, (x, *learned), made(x, label), *stats)
+    return _read_twice(op._replace(saves=(x, *computed, *stats)), x, chip)
 
 
 def made(like: Tensor, label: str, *dims: Dim, dtype: str = "") -> Tensor:

@@ -1,0 +1,57 @@
+"""Every field of norms, blocks, networks and tables: the tape's step is torch's, event for event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from steps import kept, tape_inference, tape_training, toy_plans
+
+from gptcalc.parts.norm import LayerNorm, RMSNorm
+from gptcalc.spec import LayerGroup
+
+torch = pytest.importorskip("torch")
+
+from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
+from test_step import check, witnessed  # noqa: E402
+
+if TYPE_CHECKING:
+    from gptcalc.plan import Plan
+    from gptcalc.spec import Spec
+
+
+def varied(spec: Spec, **block: Any) -> Spec:
+    """The spec with blocks of which `block` says what is changed."""
+    layers = tuple(
+        LayerGroup(n_layers=group.n_layers, block=group.block.model_copy(update=block)) for group in spec.layers
+    )
+    return spec.model_copy(update={"layers": layers})
+
+
+def norms(name: str) -> st.SearchStrategy[Any]:
+    """Any norm of that name."""
+    flags = {"learned": st.booleans(), "unit_offset": st.booleans()}
+    return st.builds(RMSNorm, name=st.just(name), **flags) | st.builds(
+        LayerNorm, name=st.just(name), bias=st.booleans(), **flags
+    )
+
+
+def check_step(spec: Spec, plan: Plan) -> None:
+    """Training, what autograd keeps of it, and inference."""
+    check(tape_training(spec, plan, n_steps=1), tracing.trace_training(spec, plan, 1))
+    assert kept(tape_training(spec, plan, n_steps=1)) == witnessed(spec, plan)
+    # A bias of the last position's logits is added in place, but on meta out of place.
+    plan = plan.model_copy(update={"logits": "all"}) if spec.unembedding.model_dump()["bias"] else plan
+    check(tape_inference(spec, plan), tracing.trace_inference(spec, plan))
+
+
+@settings(max_examples=15, deadline=None)
+@given(drawn=toy_plans(), data=st.data())
+def test_norms_of_any_gain(drawn: tuple[Spec, Plan], data: st.DataObject) -> None:
+    """Norms without weights, and with gains of 1 + weight, which are computed and kept."""
+    spec, plan = drawn
+    spec = varied(spec, attention_norm=data.draw(norms("one")), mlp_norm=data.draw(norms("two")))
+    spec = spec.model_copy(update={"final_norm": data.draw(norms("three") | st.none())})
+    check_step(spec, plan)
