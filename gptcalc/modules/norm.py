@@ -91,7 +91,7 @@ class LayerNorm(_Norm):
 class RMSNorm(_Norm):
     """x / √(mean(x²) + ε) · weight over the last axis (Zhang & Sennrich 2019), computed in fp32."""
 
-    def __init__(  # noqa: PLR0913  the fields of the part
+    def __init__(
         self,
         dims: Dims,
         *,

@@ -14,8 +14,9 @@ from gptcalc.spec import LayerGroup
 
 torch = pytest.importorskip("torch")
 
-from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 from test_step import check, witnessed  # noqa: E402
+
+from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 
 if TYPE_CHECKING:
     from gptcalc.plan import Plan
