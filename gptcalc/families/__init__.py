@@ -6,20 +6,25 @@ from pkgutil import iter_modules
 from gptcalc.errors import UnknownNameError
 from gptcalc.families.family import Family
 
+#: The files of this folder that several families build on.
+SHARED = ("family", "latent", "mixtures")
 #: What transformers calls a family whose file cannot bear the name.
 SPELLED = {"openai_gpt": "openai-gpt"}
 #: Names that models have on the hub, old or of their own, for classes of another name.
 ALIASES = {
     "RefinedWeb": "falcon",
     "RefinedWebModel": "falcon",
+    "Yi": "llama",
     "gpt-sw3": "gpt2",
+    "kimi_k2": "deepseek_v3",
     "stablelm_epoch": "stablelm",
 }
 
 
 def model_types() -> list[str]:
     """Every `model_type` that has a family, found by listing this folder."""
-    return sorted(SPELLED.get(module.name, module.name) for module in iter_modules(__path__) if module.name != "family")
+    names = (module.name for module in iter_modules(__path__))
+    return sorted(SPELLED.get(name, name) for name in names if name not in SHARED)
 
 
 def find_family(model_type: object, where: str) -> type[Family]:

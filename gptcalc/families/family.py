@@ -81,6 +81,11 @@ MOST_MIXED = 10_000
 ROPE = ("rope_parameters", "rope_scaling")
 
 
+def without(names: Mapping[str, tuple[str, ...]], *left_out: str) -> dict[str, tuple[str, ...]]:
+    """Field names of a config, but for some that a class does not read."""
+    return {key: fields for key, fields in names.items() if key not in left_out}
+
+
 class Layout(NamedTuple):
     """What published checkpoints call the modules of a stack; no `final_norm` where there is none."""
 
@@ -342,9 +347,9 @@ class Windowed(Family):
     sliding_window: Size | None = None
     layer_types: tuple[str, ...] | None = None
 
-    @abstractmethod
     def layer_type(self, index: int) -> str:
-        """How far layer `index` looks, where the file does not say."""
+        """How far layer `index` looks, where the file does not say: no further than a window that is given."""
+        return SLIDING if self.sliding_window else FULL
 
     def attention_kinds(self) -> tuple[str, ...]:
         """For each layer, what it looks at."""
@@ -371,15 +376,20 @@ class Windowed(Family):
         seen = {"window": self.sliding_window} if layer.attention == SLIDING else {}
         return super().attention(name, layer, **seen | published)
 
+    #: Fields that list something for every layer.
+    per_layer: ClassVar[tuple[str, ...]] = ("layer_types",)
+
     def override(self, changes: Mapping[str, object], where: str) -> Self:
-        """As every family's; a list of `layer_types` goes on as it began where `n_layers` changes."""
+        """As every family's; a list with an entry for each layer goes on as it began where `n_layers` changes."""
         count = changes.get("n_layers", self.n_layers)
-        if self.layer_types is None or "layer_types" in changes or not isinstance(count, int) or count > MOST_MIXED:
+        if not isinstance(count, int) or count > MOST_MIXED:
             return super().override(changes, where)
-        return super().override({"layer_types": _continued(self.layer_types, count)} | dict(changes), where)
+        listed = {key: getattr(self, key) for key in self.per_layer if key not in changes}
+        follows = {key: _continued(values, count) for key, values in listed.items() if values}
+        return super().override(follows | dict(changes), where)
 
 
-def _continued(pattern: tuple[str, ...], count: int) -> tuple[str, ...]:
+def _continued(pattern: tuple[object, ...], count: int) -> tuple[object, ...]:
     """`count` entries of a pattern that is repeated with its shortest period."""
     n = len(pattern)
     period = next(p for p in range(1, n + 1) if all(pattern[i] == pattern[i - p] for i in range(p, n)))

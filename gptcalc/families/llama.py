@@ -4,6 +4,7 @@ from gptcalc.families.family import ROPE, Family, Layer, Layout
 from gptcalc.parts.block import Block
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
 from gptcalc.parts.norm import RMSNorm
+from gptcalc.spec import AnyPart
 
 
 class Llama(Family):
@@ -54,10 +55,14 @@ class Llama(Family):
         """Norm, attention, add; norm, MLP, add."""
         return Block(
             attention_norm=self.norm("input_layernorm"),
-            attention=self.attention("self_attn", layer),
+            attention=self.mixer(layer),
             mlp_norm=self.norm("post_attention_layernorm"),
             mlp=self.mlp(layer),
         )
+
+    def mixer(self, layer: Layer) -> AnyPart:
+        """What a layer reads other tokens with."""
+        return self.attention("self_attn", layer)
 
     def mlp(self, layer: Layer) -> GatedMLP | MixtureMLP:
         """The gated MLP."""

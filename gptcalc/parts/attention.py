@@ -25,11 +25,12 @@ class MultiHeadAttention(Weighted):
     for all heads ("head"), with a gain for each ("heads"), with a norm for each ("list"), or over all heads together
     ("all"). They may be clipped (`clip`). A `window` limits how many tokens back are seen; `chunked`, none before the
     last multiple of it. Scores are multiplied by `scale` (else 1/√H), bounded by `softcap`, and shifted in proportion
-    to the distance (`alibi`: Press et al. 2022). `sinks` are one more score for each head, of nothing (Xiao et al.
-    2024). A `gated` output is multiplied by a sigmoid that the query layer computes beside the query.
+    to the distance (`alibi`: Press et al. 2022). The t-th query is multiplied by 1 + `tempered`·log(1 + ⌊t/s⌋) with
+    s = `tempered_from` (Llama 4). `sinks` are one more score for each head, of nothing (Xiao et al. 2024). A `gated`
+    output is multiplied by a sigmoid that the query layer computes beside the query.
     """
 
-    without_ops = ("fused_by", "q_norm", "clip", "window", "scale", "softcap", "alibi", "sinks", "gated")
+    without_ops = ("fused_by", "q_norm", "clip", "window", "scale", "softcap", "alibi", "sinks", "gated", "tempered")
     kind: Literal["multi_head"] = "multi_head"
     n_heads: Size
     n_kv_heads: Size
@@ -53,6 +54,8 @@ class MultiHeadAttention(Weighted):
     alibi: bool = False
     sinks: bool = False
     gated: bool = False
+    tempered: float | None = None
+    tempered_from: Size | None = None
     dropout: Probability = 0.0
     residual_dropout: Probability = 0.0
 

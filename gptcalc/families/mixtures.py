@@ -1,0 +1,114 @@
+"""What families with mixtures of experts share: how many there are, which layers have them, how a router picks."""
+
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from gptcalc.errors import InvalidValueError
+from gptcalc.families.family import Layer
+from gptcalc.families.llama import Llama
+from gptcalc.parts.mlp import GatedMLP, MixtureMLP
+from gptcalc.spec import Layers, Size
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Names(NamedTuple):
+    """What published checkpoints call the modules of a mixture; no shared experts and no gate where there are none."""
+
+    mixture: str = "mlp"
+    router: str = "gate"
+    shared: str = ""
+    shared_gate: str = ""
+
+
+class Mixture(Llama):
+    """A stack of which some layers, or all, have a mixture of gated experts for their MLP.
+
+    An expert has width `d_expert`, else `d_ff`; experts that every token uses have `d_shared` together, else
+    `n_shared_experts` times that.
+    """
+
+    names_of_mixture: ClassVar[Names] = Names()
+
+    n_experts: Size
+    n_active: Size
+    d_expert: Size | None = None
+    n_shared_experts: Count | None = None
+    d_shared: Count | None = None
+    normalised: Annotated[bool, Field(strict=True)] = True
+    routed_scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
+    #: Layers with a dense MLP: so many at the start, these, and all but every `sparse_step`th.
+    first_dense: Count | None = None
+    dense_layers: tuple[Count, ...] | None = None
+    sparse_step: Layers = 1
+
+    def is_mixture(self, index: int) -> bool:
+        """Whether layer `index` has experts."""
+        listed = index in (self.dense_layers or ())
+        return index >= (self.first_dense or 0) and not listed and (index + 1) % self.sparse_step == 0
+
+    @property
+    def all_mixtures(self) -> bool:
+        """Whether every layer has experts."""
+        return not self.first_dense and not self.dense_layers and self.sparse_step == 1
+
+    def layers(self) -> Iterable[Layer]:
+        """As the stack has them, with experts where they are."""
+        layers = super().layers()
+        if self.all_mixtures and isinstance(layers, repeat):
+            return repeat(next(layers)._replace(mlp="mixture"), self.n_layers)
+        indices = range(self.n_layers)
+        return (
+            layer._replace(mlp="mixture" if self.is_mixture(index) else "dense")
+            for index, layer in zip(indices, layers, strict=True)
+        )
+
+    def mlp(self, layer: Layer) -> GatedMLP | MixtureMLP:
+        """The dense MLP, or the mixture."""
+        return self.mixture() if layer.mlp == "mixture" else super().mlp(layer)
+
+    def mixture(self, **published: object) -> MixtureMLP:
+        """E experts, of which each token uses `n_active`, and those that all use."""
+        if self.n_active > self.n_experts:
+            raise InvalidValueError(f"n_active: read {self.n_active}; allowed: at most n_experts={self.n_experts}")
+        names = self.names_of_mixture
+        shared = self.shared_experts()
+        fields: dict[str, object] = {
+            "name": names.mixture,
+            "d_ff": self.width_expert,
+            "activation": self.activation,
+            "n_experts": self.n_experts,
+            "n_active": self.n_active,
+            "router_name": names.router,
+            "normalised": self.normalised,
+            "scale": self.routed_scale,
+            "shared": shared,
+            "shared_gate_name": names.shared_gate if shared else "",
+            "dropout": self.residual_dropout,
+        }
+        return MixtureMLP.model_validate(fields | published)
+
+    @property
+    def width_expert(self) -> int:
+        """Fe: the width inside an expert."""
+        return self.d_expert or self.width_ff
+
+    @property
+    def width_shared(self) -> int:
+        """Fs: the width of all shared experts together."""
+        return self.width_expert * (self.n_shared_experts or 0) if self.d_shared is None else self.d_shared
+
+    def shared_experts(self) -> GatedMLP | None:
+        """The experts that every token uses, as one gated MLP."""
+        if not (self.names_of_mixture.shared and self.width_shared):
+            return None
+        return GatedMLP(
+            name=self.names_of_mixture.shared,
+            d_ff=self.width_shared,
+            activation=self.activation,
+            bias=self.has_bias("mlp_bias"),
+            role="shared_experts",
+        )

@@ -1,0 +1,151 @@
+"""Families from Mistral on: every tensor is the transformers class's, drawn, silent and published configs alike."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from class_oracle import assert_defaults, assert_same
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import DATA, facts
+
+from gptcalc.catalog import resolve
+from gptcalc.ledger.parameters import parameters
+
+Options = dict[str, st.SearchStrategy[Any]]
+
+FLAG, SMALL = st.booleans(), st.integers(1, 9)
+HEAD: Options = {"head_dim": st.sampled_from([2, 4, 6])}
+BIAS: Options = {"attention_bias": FLAG}
+WINDOW: Options = {"sliding_window": st.none() | SMALL}
+QWEN: Options = {"use_sliding_window": FLAG, "sliding_window": SMALL, "max_window_layers": st.integers(0, 5)}
+SPARSE: Options = {
+    "moe_intermediate_size": SMALL,
+    "norm_topk_prob": FLAG,
+    "mlp_only_layers": st.lists(st.integers(0, 6), max_size=3),
+    "decoder_sparse_step": st.integers(1, 3),
+}
+SHARED: Options = {"shared_expert_intermediate_size": SMALL}
+LATENT: Options = {
+    "kv_lora_rank": SMALL,
+    "q_lora_rank": st.none() | SMALL,
+    "qk_nope_head_dim": SMALL,
+    "qk_rope_head_dim": st.sampled_from([2, 4]),
+    "v_head_dim": SMALL,
+    "moe_intermediate_size": SMALL,
+    "n_shared_experts": st.integers(1, 3),
+    "first_k_dense_replace": st.integers(0, 3),
+    "routed_scaling_factor": st.sampled_from([1.0, 2.5]),
+}
+
+#: What a class has beside `COMMON`, each of which may be left out.
+OPTIONS: dict[str, Options] = {
+    "mistral": HEAD | WINDOW,
+    "qwen2": QWEN,
+    "qwen3": HEAD | BIAS | QWEN,
+    "qwen2_moe": QWEN | SPARSE | SHARED | {"qkv_bias": FLAG},
+    "qwen3_moe": HEAD | BIAS | SPARSE,
+    "qwen3_next": HEAD
+    | BIAS
+    | SPARSE
+    | SHARED
+    | {
+        "linear_num_key_heads": st.sampled_from([1, 2]),
+        "linear_num_value_heads": st.sampled_from([2, 4]),
+        "linear_key_head_dim": SMALL,
+        "linear_value_head_dim": SMALL,
+        "linear_conv_kernel_dim": SMALL,
+        "full_attention_interval": st.integers(1, 5),
+    },
+    "gemma": HEAD | BIAS,
+    "gemma2": HEAD | BIAS | {"sliding_window": SMALL} | {"attn_logit_softcapping": st.none() | st.just(9.0)},
+    "gemma3_text": HEAD | BIAS | {"sliding_window": SMALL, "sliding_window_pattern": st.integers(1, 7)},
+    "phi3": WINDOW,
+    "olmo2": BIAS,
+    "granite": BIAS | {"mlp_bias": FLAG, "embedding_multiplier": st.just(12.0), "logits_scaling": st.just(16.0)},
+    "glm": HEAD | BIAS,
+    "glm4": HEAD | BIAS,
+    "deepseek_v2": LATENT | BIAS | {"mlp_bias": FLAG},
+    "deepseek_v3": LATENT | BIAS | {"rope_interleave": FLAG},
+    "gpt_oss": HEAD | BIAS | {"sliding_window": SMALL, "swiglu_limit": st.just(5.0)},
+    "llama4_text": HEAD
+    | BIAS
+    | {
+        "intermediate_size_mlp": SMALL,
+        "interleave_moe_layer_step": st.integers(1, 3),
+        "moe_layers": st.lists(st.integers(0, 6), unique=True, max_size=3),
+        "no_rope_layer_interval": st.integers(1, 5),
+        "attention_chunk_size": SMALL,
+        "use_qk_norm": FLAG,
+        "attn_temperature_tuning": FLAG,
+    },
+}
+#: Fields that no class takes a default for that fits the others.
+EXPERTS = {
+    **dict.fromkeys(("qwen2_moe", "qwen3_next"), "num_experts"),
+    **dict.fromkeys(("qwen3_moe", "gpt_oss", "llama4_text"), "num_local_experts"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "n_routed_experts"),
+}
+COMMON: Options = {
+    "vocab_size": st.integers(3, 50),
+    "intermediate_size": SMALL,
+    "max_position_embeddings": st.integers(8, 64),
+    "tie_word_embeddings": FLAG,
+}
+#: Token ids that classes look for in the token table.
+IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
+
+@st.composite
+def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    """A small config of `model_type`, from which fields are left out."""
+    n_kv_heads = draw(st.integers(1, 3))
+    n_heads = n_kv_heads * draw(st.integers(1, 3))
+    config = {
+        "model_type": model_type,
+        "hidden_size": n_heads * draw(st.sampled_from([2, 4, 6])),
+        "num_hidden_layers": draw(st.integers(1, 7)),
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": n_kv_heads,
+        **IDS,
+    }
+    if model_type in EXPERTS:
+        config |= {EXPERTS[model_type]: 2 * draw(st.integers(1, 4)), "num_experts_per_tok": draw(st.integers(1, 2))}
+    options = COMMON | OPTIONS[model_type]
+    kept = draw(st.sets(st.sampled_from(sorted(options)), min_size=len(options) - 3))
+    return config | {key: draw(options[key]) for key in sorted(kept)}
+
+
+@pytest.mark.parametrize("model_type", OPTIONS)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(data=st.data())
+def test_a_drawn_config_has_the_tensors_of_the_class(data: st.DataObject, model_type: str) -> None:
+    """Names, shapes and total are the class's for any config of these model types, fields left out included."""
+    assert_same(data.draw(toys(model_type)))
+
+
+@pytest.mark.parametrize("model_type", OPTIONS)
+def test_a_silent_file_is_read_as_the_class_reads_it(model_type: str) -> None:
+    """A file that gives two layers alone means what the class takes for the rest."""
+    needed = {"num_experts_per_tok": 2} if model_type == "deepseek_v2" else {}
+    assert_defaults(model_type, {"num_hidden_layers": 2, **needed})
+
+
+def _published() -> list[Any]:
+    """The published models of these types, each with its config."""
+    configs = [(fact, json.loads((DATA / "configs" / fact["config_file"]).read_text())) for fact in facts()]
+    return [pytest.param(fact, config, id=fact["id"]) for fact, config in configs if config["model_type"] in OPTIONS]
+
+
+@pytest.mark.parametrize(("fact", "config"), _published())
+def test_a_published_model_has_the_counts_of_the_facts(fact: dict[str, Any], config: dict[str, Any]) -> None:
+    """Stored, by component and active are the class's, and nothing in its config goes unread."""
+    model = resolve(config, {})
+    ledger = parameters(model.spec)
+
+    assert model.notes == ()
+    assert ledger.totals.stored == fact["params"]
+    assert {line.key: line.stored for line in ledger.lines if line.stored} == fact["breakdown"]
+    assert ledger.totals.active == fact.get("active_params", ledger.totals.active)
