@@ -112,11 +112,19 @@ COMPONENTS = {
     "attn_k_bias": Component("key bias", "biases", "one number for each key output", _BIAS),
     "attn_v_bias": Component("value bias", "biases", "one number for each value output", _BIAS),
     "attn_o_bias": Component("output bias", "biases", "one number for each of D outputs", _BIAS),
+    "mla_q_a_bias": Component("query bias, down", "biases", "one number for each of Rq outputs", _BIAS),
+    "mla_kv_a_bias": Component("key/value bias, down", "biases", "one number for each of R+Hr outputs", _BIAS),
     "router_bias": Component("router bias", "biases", "one number for each of E scores", _BIAS),
     "experts_bias": Component("biases of experts", "biases", "one number for each output of each expert", _BIAS),
     "mlp_up_bias": Component("up bias", "biases", "one number for each of F outputs", _BIAS),
     "mlp_gate_bias": Component("gate bias", "biases", "one number for each of F outputs", _BIAS),
     "mlp_down_bias": Component("down bias", "biases", "one number for each of D outputs", _BIAS),
+    **{
+        f"shared_experts_{key}_bias": Component(
+            f"{key} bias of shared experts", "biases", f"one for each of {of}", _BIAS
+        )
+        for key, of in (("up", "Fs outputs"), ("gate", "Fs outputs"), ("down", "D outputs"))
+    },
     "lm_head_bias": Component("unembedding bias", "biases", "one number for each of V scores", _BIAS),
     "norm_weight": Component("norm weights", "norms", "one gain for each of D, in every norm", "Ba et al. 2016, §3"),
     "qk_norm": Component(

@@ -136,6 +136,8 @@ def _by_component(pairs: Iterable[tuple[str, Weight, Slice]]) -> Iterator[tuple[
     found: dict[str, list[tuple[Weight, Slice]]] = {}
     for key, row, part in pairs:
         found.setdefault(key, []).append((row, part))
+    if nameless := found.keys() - COMPONENTS.keys():
+        raise LookupError(f"components without a row in components.py: {', '.join(sorted(nameless))}")
     return ((key, found[key]) for key in COMPONENTS if key in found)
 
 

@@ -18,6 +18,8 @@ Options = dict[str, st.SearchStrategy[Any]]
 
 FLAG, SMALL = st.booleans(), st.integers(1, 9)
 HEAD: Options = {"head_dim": st.sampled_from([2, 4, 6])}
+#: Heads of which a quarter is even.
+WIDE: Options = {"head_dim": st.sampled_from([8, 16])}
 BIAS: Options = {"attention_bias": FLAG}
 WINDOW: Options = {"sliding_window": st.none() | SMALL}
 QWEN: Options = {"use_sliding_window": FLAG, "sliding_window": SMALL, "max_window_layers": st.integers(0, 5)}
@@ -47,7 +49,7 @@ OPTIONS: dict[str, Options] = {
     "qwen3": HEAD | BIAS | QWEN,
     "qwen2_moe": QWEN | SPARSE | SHARED | {"qkv_bias": FLAG},
     "qwen3_moe": HEAD | BIAS | SPARSE,
-    "qwen3_next": HEAD
+    "qwen3_next": WIDE
     | BIAS
     | SPARSE
     | SHARED
@@ -65,8 +67,8 @@ OPTIONS: dict[str, Options] = {
     "phi3": WINDOW,
     "olmo2": BIAS,
     "granite": BIAS | {"mlp_bias": FLAG, "embedding_multiplier": st.just(12.0), "logits_scaling": st.just(16.0)},
-    "glm": HEAD | BIAS,
-    "glm4": HEAD | BIAS,
+    "glm": WIDE | BIAS,
+    "glm4": WIDE | BIAS,
     "deepseek_v2": LATENT | BIAS | {"mlp_bias": FLAG},
     "deepseek_v3": LATENT | BIAS | {"rope_interleave": FLAG},
     "gpt_oss": HEAD | BIAS | {"sliding_window": SMALL, "swiglu_limit": st.just(5.0)},
