@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 
 from gptcalc import installed
 from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, plain, shown
-from gptcalc.families import find_family, model_types
+from gptcalc.families import find_family, implied_fields, model_types
 from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, UNCOUNTED, Family
 from gptcalc.spec import Record, Spec
 
@@ -196,6 +196,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
     for key in config:
         if not isinstance(key, str):
             raise InvalidValueError(f"{name}: read the field {shown(key)}; allowed: names in strings")
+    config = family.modern(implied_fields(config["model_type"]) | dict(config))
     for key in REFUSED:
         if config.get(key):
             raise InvalidValueError(
@@ -222,7 +223,10 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
             {key: own[key] for key in own if key in config and key not in family.huggingface},
         ),
         defaults={key: value for key, value in loaded.resolved().items() if key not in own and key not in UNCOUNTED},
-        notes=tuple(note for key in unread if (note := _unread_note(key, given[key], family))),
+        notes=(
+            *(note for key in unread if (note := _unread_note(key, given[key], family))),
+            *family.remarks(given),
+        ),
     )
 
 

@@ -19,6 +19,13 @@ ALIASES = {
     "kimi_k2": "deepseek_v3",
     "stablelm_epoch": "stablelm",
 }
+#: What an old model type says beside the name of its class.
+IMPLIED: dict[str, dict[str, object]] = {"RefinedWeb": {"new_decoder_architecture": True}}
+
+
+def implied_fields(model_type: object) -> dict[str, object]:
+    """The fields that a model type sets where a config is silent."""
+    return dict(IMPLIED.get(str(model_type), {}))
 
 
 def model_types() -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, repeat
 from math import gcd
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
+from gptcalc.parts.mlp import DenseMLP
+from gptcalc.parts.norm import LayerNorm
 from gptcalc.parts.positions import LearnedPositions, Rotary, SinusoidalPositions
 from gptcalc.spec import (
     MOST,
@@ -124,6 +126,8 @@ class Family(Record):
     ignored: ClassVar[frozenset[str]] = frozenset()
     #: Fields that change how it computes, and the values under which the parts model them; `PLAIN` holds for all.
     plain: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    #: Names that fields had in files written before transformers had the class, and what they are called now.
+    old_names: ClassVar[Mapping[str, str]] = {}
     #: d_ff in widths where it is not given; 0 where it must be.
     ff_ratio: ClassVar[int] = 0
     #: Whether rotations pair neighbouring features (GPT-J) or the two halves of a head (GPT-NeoX, Llama).
@@ -164,7 +168,22 @@ class Family(Record):
     @classmethod
     def names(cls) -> dict[str, tuple[str, ...]]:
         """Every accepted field name, Hugging Face's and gptcalc's own, with the own fields that it sets."""
-        return {field: (field,) for field in (*cls.model_fields, *cls.nested)} | dict(cls.huggingface)
+        names = {field: (field,) for field in (*cls.model_fields, *cls.nested)} | dict(cls.huggingface)
+        return names | {old: names[new] for old, new in cls.old_names.items()}
+
+    @classmethod
+    def modern(cls, config: Mapping[str, object]) -> dict[str, object]:
+        """`config` with the names that transformers' class reads; two names that disagree are left for `translate`."""
+        found = dict(config)
+        for old, new in cls.old_names.items():
+            if old in found and found.get(new, found[old]) == found[old]:
+                found[new] = found.pop(old)
+        return found
+
+    @classmethod
+    def remarks(cls, given: Mapping[str, object]) -> Iterator[str]:  # noqa: ARG003  for families that have some
+        """What must be said of a config beside the fields that nobody reads."""
+        yield from ()
 
     @classmethod
     def translate(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
@@ -290,6 +309,23 @@ class Family(Record):
             **published,
         )
 
+    def layer_norm(self, name: str) -> LayerNorm:
+        """A LayerNorm with the family's ε, and a bias where its norms have one."""
+        return LayerNorm(name=name, eps=self.norm_eps, bias=self.has_bias("norm_bias"))
+
+    def dense_mlp(self, name: str, up_name: str, down_name: str, **published: Any) -> DenseMLP:
+        """An MLP of two layers under the names, and in the orientation, in which its tensors are `published`."""
+        return DenseMLP(
+            name=name,
+            d_ff=self.width_ff,
+            activation=self.activation,
+            bias=self.has_bias("mlp_bias"),
+            up_name=up_name,
+            down_name=down_name,
+            dropout=self.residual_dropout,
+            **published,
+        )
+
     @abstractmethod
     def norm(self, name: str) -> AnyPart:
         """A norm of the family."""
@@ -315,7 +351,7 @@ class Family(Record):
         blocks = {layer: self.block(layer) for layer, _ in runs}
         return tuple(LayerGroup(n_layers=count, block=blocks[layer]) for layer, count in runs)
 
-    def parts(self) -> dict[str, AnyPart]:
+    def parts(self) -> dict[str, AnyPart | None]:
         """Parts of the stack that only some families have, by the field of `Spec`."""
         return {}
 

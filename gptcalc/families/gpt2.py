@@ -2,7 +2,6 @@
 
 from gptcalc.families.family import Family, Layer, Layout
 from gptcalc.parts.block import Block
-from gptcalc.parts.mlp import DenseMLP
 from gptcalc.parts.norm import LayerNorm
 
 
@@ -48,7 +47,7 @@ class GPT2(Family):
 
     def norm(self, name: str) -> LayerNorm:
         """A LayerNorm."""
-        return LayerNorm(name=name, eps=self.norm_eps, bias=self.has_bias("norm_bias"))
+        return self.layer_norm(name)
 
     def block(self, layer: Layer) -> Block:
         """Norm, fused attention, add; norm, MLP, add. Weights are kept as (in, out)."""
@@ -56,14 +55,5 @@ class GPT2(Family):
             attention_norm=self.norm("ln_1"),
             attention=self.attention("attn", layer, qkv_names=("c_attn",), out_name="c_proj", transposed=True),
             mlp_norm=self.norm("ln_2"),
-            mlp=DenseMLP(
-                name="mlp",
-                d_ff=self.width_ff,
-                activation=self.activation,
-                bias=self.has_bias("mlp_bias"),
-                up_name="c_fc",
-                down_name="c_proj",
-                transposed=True,
-                dropout=self.residual_dropout,
-            ),
+            mlp=self.dense_mlp("mlp", "c_fc", "c_proj", transposed=True),
         )

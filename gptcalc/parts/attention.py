@@ -18,8 +18,8 @@ class MultiHeadAttention(Weighted):
     """N query heads of size H over K key/value heads (K = N: Vaswani et al. 2017; K < N: Ainslie et al. 2023).
 
     Three `qkv_names` are three layers, one name is a fused layer: its rows are query, key and value in this order for
-    the model ("parts"), or for each group of heads that share a key ("groups", GPT-NeoX, Falcon). `transposed` keeps
-    weights as (in, out).
+    the model ("parts"), or for each group of heads that share a key ("groups", GPT-NeoX, Falcon); CodeGen has query,
+    value and key, in this order, for each quarter of the heads ("quarters"). `transposed` keeps weights as (in, out).
 
     Query and key may be normalised (`q_norm`, `k_norm`) before the rotation or after it: over each head with one gain
     for all heads ("head"), with a gain for each ("heads"), with a norm for each ("list"), or over all heads together
@@ -39,7 +39,7 @@ class MultiHeadAttention(Weighted):
     out_bias: bool
     qkv_names: tuple[str] | tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     out_name: str = "o_proj"
-    fused_by: Literal["parts", "groups"] = "parts"
+    fused_by: Literal["parts", "groups", "quarters"] = "parts"
     transposed: bool = False
     rotary: Rotary | None = None
     q_norm: AnyPart | None = None
