@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
-from gptcalc.families.family import FULL, SLIDING, Layer, Layout, Windowed
+from gptcalc.families.family import FULL, MOST_MIXED, SLIDING, Layer, Layout, Windowed
 from gptcalc.parts.block import Block
 from gptcalc.parts.norm import LayerNorm
 
@@ -87,11 +87,16 @@ class GPTNeo(Windowed):
         )
 
 
-def _expanded(patterns: object, where: str) -> list[object]:
+def _expanded(patterns: object, where: str) -> list[str]:
     """`[[["global", "local"], 2]]` written out: global, local, global, local."""
-    try:
-        return [kind for pattern, count in patterns for _ in range(count) for kind in pattern]  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise InvalidValueError(
-            f'{where}: read {shown(patterns)}; allowed: patterns and how often each is repeated, [[["global", "local"], 6]]'
-        ) from None
+    found: list[str] = []
+    for entry in patterns if isinstance(patterns, list | tuple) else (None,):
+        match entry:
+            case [[*kinds], int(count)] if 0 < count <= MOST_MIXED:
+                found += kinds * count
+            case _:
+                example = '[[["global", "local"], 6]]'
+                raise InvalidValueError(
+                    f"{where}: read {shown(patterns)}; allowed: patterns and how often each is repeated: {example}"
+                )
+    return found
