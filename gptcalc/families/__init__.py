@@ -7,7 +7,7 @@ from gptcalc.errors import UnknownNameError
 from gptcalc.families.family import Family
 
 #: The files of this folder that several families build on.
-SHARED = ("family", "latent", "mixtures")
+SHARED = ("family", "latent", "mixtures", "rotated")
 #: What transformers calls a family whose file cannot bear the name.
 SPELLED = {"openai_gpt": "openai-gpt"}
 #: Names that models have on the hub, old or of their own, for classes of another name.

@@ -4,32 +4,15 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from gptcalc.families.latent import Latent
-from gptcalc.families.mixtures import Mixture, Names
-from gptcalc.parts.mlp import MixtureMLP
-from gptcalc.spec import Size
+from gptcalc.families.mixtures import ROUTED, Grouped
 
 
-class DeepSeekV3(Mixture, Latent):
+class DeepSeekV3(Grouped, Latent):
     """transformers' `DeepseekV3ForCausalLM`; it has no layers that predict further tokens."""
 
     model_type = "deepseek_v3"
-    names_of_mixture = Names(shared="shared_experts")
-    huggingface = Latent.huggingface | {
-        "rope_interleave": ("rope_interleaved",),
-        "n_routed_experts": ("n_experts",),
-        "num_local_experts": ("n_experts",),
-        "num_experts_per_tok": ("n_active",),
-        "moe_intermediate_size": ("d_expert",),
-        "first_k_dense_replace": ("first_dense",),
-        "norm_topk_prob": ("normalised",),
-        "routed_scaling_factor": ("routed_scale",),
-        "n_group": ("n_groups",),
-        "topk_group": ("n_active_groups",),
-    }
-    ignored: ClassVar[frozenset[str]] = Latent.ignored | {
-        *("num_nextn_predict_layers", "num_mtp_layers", "topk_method", "aux_loss_alpha", "seq_aux", "ep_size"),
-    }
-    plain: ClassVar[Mapping[str, tuple[object, ...]]] = {"moe_layer_freq": (1,), "scoring_func": ("sigmoid",)}
+    huggingface = Latent.huggingface | ROUTED | {"rope_interleave": ("rope_interleaved",)}
+    ignored: ClassVar[frozenset[str]] = Latent.ignored | Grouped.ignored
     defaults: ClassVar[Mapping[str, object]] = {
         **Latent.defaults,
         "n_vocab": 129280,
@@ -53,11 +36,3 @@ class DeepSeekV3(Mixture, Latent):
         "n_groups": 8,
         "n_active_groups": 4,
     }
-
-    n_groups: Size | None = None
-    n_active_groups: Size | None = None
-
-    def mixture(self, **published: object) -> MixtureMLP:
-        """Experts chosen by sigmoids, from the best groups alone."""
-        groups = {"n_groups": self.n_groups, "n_active_groups": self.n_active_groups}
-        return super().mixture(**{"scores": "sigmoid", **groups, **published})

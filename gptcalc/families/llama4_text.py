@@ -1,28 +1,27 @@
 """Llama 4 (Meta 2025): mixtures in all or every other layer, chunks of tokens in layers that rotate, all in others."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from gptcalc.errors import InvalidValueError
-from gptcalc.families.family import CHUNKED, FULL, Layer, Windowed, without
+from gptcalc.families.family import CHUNKED, FULL, Layer, without
 from gptcalc.families.llama import Llama
 from gptcalc.families.mixtures import Count, Mixture, Names
+from gptcalc.families.rotated import PartlyRotated
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
 from gptcalc.parts.norm import RMSNorm
-from gptcalc.spec import Layers, Size
+from gptcalc.spec import Size
 
 
-class Llama4(Mixture, Windowed, Llama):
+class Llama4(Mixture, PartlyRotated, Llama):
     """transformers' `Llama4ForCausalLM`, the language model of Llama 4."""
 
     model_type = "llama4_text"
     interleaved = True
     names_of_mixture = Names(mixture="feed_forward", router="router", shared="shared_expert")
     kinds_allowed: ClassVar[tuple[str, ...]] = (FULL, CHUNKED)
-    per_layer: ClassVar[tuple[str, ...]] = ("layer_types", "no_rope_layers")
     huggingface = without(Llama.huggingface, "mlp_bias", "intermediate_size") | {
         "intermediate_size": ("d_expert",),
         "intermediate_size_mlp": ("d_ff",),
@@ -54,9 +53,6 @@ class Llama4(Mixture, Windowed, Llama):
 
     #: The layers with a mixture, where it is not every `sparse_step`th.
     moe_layers: tuple[Count, ...] | None = None
-    #: For each layer whether it rotates (1 or 0), where it is not all but every `no_rope_layer_interval`th.
-    no_rope_layers: tuple[Count, ...] | None = None
-    no_rope_layer_interval: Layers = 4
     attention_chunk_size: Size | None = None
     use_qk_norm: Annotated[bool, Field(strict=True)] = True
     #: Whether layers that do not rotate make scores sharper the further a token is (`attn_scale`, `floor_scale`).
@@ -73,23 +69,9 @@ class Llama4(Mixture, Windowed, Llama):
         """Whether every layer has experts by the rule."""
         return self.moe_layers is None and super().all_mixtures
 
-    def rotates(self, index: int) -> bool:
-        """Whether layer `index` rotates queries and keys."""
-        listed = self.no_rope_layers
-        return bool(listed[index]) if listed else (index + 1) % self.no_rope_layer_interval > 0
-
     def layer_type(self, index: int) -> str:
         """Chunks of tokens where a layer rotates."""
         return CHUNKED if self.rotates(index) else FULL
-
-    def layers(self) -> Iterable[Layer]:
-        """As the stack has them, with rotations where they are."""
-        if self.no_rope_layers and len(self.no_rope_layers) != self.n_layers:
-            count = len(self.no_rope_layers)
-            raise InvalidValueError(
-                f"no_rope_layers: read {count} entries; allowed: one for each of {self.n_layers} layers"
-            )
-        return (layer._replace(rotary=self.rotates(index)) for index, layer in enumerate(super().layers()))
 
     def attention(self, name: str, layer: Layer, **published: Any) -> MultiHeadAttention:
         """Attention to a chunk, with norms after the rotation that have no weights; or to all, sharpened."""

@@ -1,6 +1,6 @@
 """What families with mixtures of experts share: how many there are, which layers have them, how a router picks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import repeat
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -112,3 +112,37 @@ class Mixture(Llama):
             bias=self.has_bias("mlp_bias"),
             role="shared_experts",
         )
+
+
+#: What DeepSeek V3 and those after it call the fields of their mixtures.
+ROUTED = {
+    "n_routed_experts": ("n_experts",),
+    "num_local_experts": ("n_experts",),
+    "num_experts_per_tok": ("n_active",),
+    "moe_intermediate_size": ("d_expert",),
+    "first_k_dense_replace": ("first_dense",),
+    "norm_topk_prob": ("normalised",),
+    "routed_scaling_factor": ("routed_scale",),
+    "n_group": ("n_groups",),
+    "topk_group": ("n_active_groups",),
+}
+#: Their fields for training, for layers that predict further tokens, and for splitting over devices.
+UNROUTED = frozenset(
+    "num_nextn_predict_layers num_mtp_layers topk_method aux_loss_alpha seq_aux ep_size router_aux_loss_coef".split()
+)
+
+
+class Grouped(Mixture):
+    """Mixtures whose router scores by sigmoids and picks from the best groups of experts (DeepSeek-AI 2024, §2.1.2)."""
+
+    names_of_mixture = Names(shared="shared_experts")
+    ignored: ClassVar[frozenset[str]] = UNROUTED
+    plain: ClassVar[Mapping[str, tuple[object, ...]]] = {"moe_layer_freq": (1,), "scoring_func": ("sigmoid",)}
+
+    n_groups: Size | None = None
+    n_active_groups: Size | None = None
+
+    def mixture(self, **published: object) -> MixtureMLP:
+        """Experts chosen by sigmoids, from the best groups alone."""
+        groups = {"n_groups": self.n_groups, "n_active_groups": self.n_active_groups}
+        return super().mixture(**{"scores": "sigmoid", **groups, **published})

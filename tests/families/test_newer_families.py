@@ -30,16 +30,18 @@ SPARSE: Options = {
     "decoder_sparse_step": st.integers(1, 3),
 }
 SHARED: Options = {"shared_expert_intermediate_size": SMALL}
-LATENT: Options = {
+ROUTED: Options = {
+    "moe_intermediate_size": SMALL,
+    "n_shared_experts": st.integers(1, 3),
+    "first_k_dense_replace": st.integers(0, 3),
+    "routed_scaling_factor": st.sampled_from([1.0, 2.5]),
+}
+LATENT: Options = ROUTED | {
     "kv_lora_rank": SMALL,
     "q_lora_rank": st.none() | SMALL,
     "qk_nope_head_dim": SMALL,
     "qk_rope_head_dim": st.sampled_from([2, 4]),
     "v_head_dim": SMALL,
-    "moe_intermediate_size": SMALL,
-    "n_shared_experts": st.integers(1, 3),
-    "first_k_dense_replace": st.integers(0, 3),
-    "routed_scaling_factor": st.sampled_from([1.0, 2.5]),
 }
 
 #: What a class has beside `COMMON`, each of which may be left out.
@@ -83,13 +85,28 @@ OPTIONS: dict[str, Options] = {
         "use_qk_norm": FLAG,
         "attn_temperature_tuning": FLAG,
     },
+    "cohere": HEAD | BIAS | {"use_qk_norm": FLAG, "logit_scale": st.just(0.5)},
+    "cohere2": BIAS | {"sliding_window": SMALL, "sliding_window_pattern": st.integers(1, 5)},
+    "olmo3": BIAS | {"sliding_window": SMALL},
+    "olmoe": BIAS | {"clip_qkv": st.none() | st.just(8.0), "norm_topk_prob": FLAG},
+    "phimoe": BIAS | WINDOW | {"lm_head_bias": FLAG},
+    "granitemoe": BIAS,
+    "granitemoeshared": BIAS | {"shared_intermediate_size": st.integers(0, 5)},
+    "glm4_moe": WIDE | BIAS | ROUTED | {"use_qk_norm": FLAG},
+    "smollm3": BIAS
+    | {"mlp_bias": FLAG, "no_rope_layer_interval": st.integers(1, 5)}
+    | WINDOW
+    | {"use_sliding_window": FLAG},
 }
 #: Fields that no class takes a default for that fits the others.
 EXPERTS = {
-    **dict.fromkeys(("qwen2_moe", "qwen3_next"), "num_experts"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "olmoe"), "num_experts"),
     **dict.fromkeys(("qwen3_moe", "gpt_oss", "llama4_text"), "num_local_experts"),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "n_routed_experts"),
+    **dict.fromkeys(("phimoe", "granitemoe", "granitemoeshared"), "num_local_experts"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe"), "n_routed_experts"),
 }
+#: What a class needs to run; its own default is no number, or none that divides.
+NEEDED = {"deepseek_v2": {"num_experts_per_tok": 2}, "glm4_moe": {"head_dim": 128}}
 COMMON: Options = {
     "vocab_size": st.integers(3, 50),
     "intermediate_size": SMALL,
@@ -112,6 +129,7 @@ def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         "num_attention_heads": n_heads,
         "num_key_value_heads": n_kv_heads,
         **IDS,
+        **NEEDED.get(model_type, {}),
     }
     if model_type in EXPERTS:
         config |= {EXPERTS[model_type]: 2 * draw(st.integers(1, 4)), "num_experts_per_tok": draw(st.integers(1, 2))}
@@ -131,8 +149,7 @@ def test_a_drawn_config_has_the_tensors_of_the_class(data: st.DataObject, model_
 @pytest.mark.parametrize("model_type", OPTIONS)
 def test_a_silent_file_is_read_as_the_class_reads_it(model_type: str) -> None:
     """A file that gives two layers alone means what the class takes for the rest."""
-    needed = {"num_experts_per_tok": 2} if model_type == "deepseek_v2" else {}
-    assert_defaults(model_type, {"num_hidden_layers": 2, **needed})
+    assert_defaults(model_type, {"num_hidden_layers": 2, **NEEDED.get(model_type, {})})
 
 
 def _published() -> list[Any]:
