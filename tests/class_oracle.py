@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ def _transformers() -> Any:
 
 def class_config(config: Mapping[str, Any]) -> Any:
     """The config object of a `config.json`, as `AutoConfig` makes it."""
-    fields = {key: value for key, value in config.items() if key != "model_type"}
+    fields = {key: deepcopy(value) for key, value in config.items() if key != "model_type"}  # classes write into them
     return _transformers().AutoConfig.for_model(config["model_type"], **fields)
 
 
