@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast, get_args
 
 from gptcalc.formula import Dim, Formula, Product, ordered
-from gptcalc.inventory import Slice, Weight, inventory
+from gptcalc.inventory import Slice, Weight, inventory, part_weights
 from gptcalc.ledger.components import component_label
 from gptcalc.ledger.reasons import KIND_REASONS, op_words, why
 from gptcalc.parts.block import Block
-from gptcalc.spec import Spec
+from gptcalc.spec import Part, Spec
 from gptcalc.tape.record import Slot
 from gptcalc.tape.replay import Place, Recording, alive_at, kind_of
 from gptcalc.units import bytes_of
@@ -151,15 +151,24 @@ def components(spec: Spec) -> dict[str, str]:
     """What the module at each path is part of."""
     trunk, layers = spec.trunk, f"{spec.trunk}.{spec.layers_name}.{{}}"
     found = {"": "input", trunk: "residual stream", layers: "residual stream", "loss": "loss"}
-    found[f"{trunk}.{spec.embedding.name}"] = "embedding"
-    if spec.positions is not None:
-        found[f"{trunk}.{spec.positions.name}"] = "positions"
-    if spec.final_norm is not None:
-        found[f"{trunk}.{spec.final_norm.name}"] = "norms"
+    inside = {
+        "embedding": (spec.embedding, spec.embedding_projection, spec.output_projection),
+        "positions": (spec.positions,),
+        "norms": (spec.embedding_norm, spec.final_norm),
+    }
+    for what, parts in inside.items():
+        found |= {f"{trunk}.{part.name}": what for part in parts if part is not None}
     found[spec.unembedding.name] = "unembedding"
     for block in (group.block for group in spec.layers):
         if isinstance(block, Block):
             for part in block.parts:
                 what = "attention" if part is block.attention else "MLP" if part is block.mlp else "norms"
-                found[f"{layers}.{part.name}"] = what
+                found |= {f"{layers}.{path}": what for path in _paths(block, part, spec)}
     return found
+
+
+def _paths(block: Block, part: Part, spec: Spec) -> Iterator[str]:
+    """Where a part of a block is; the weights of one without a name are in children of the block itself."""
+    yield part.name or block.path_of(part)
+    if not part.name:
+        yield from (row.name.rpartition(".")[0] for row in part_weights(part, spec))

@@ -200,7 +200,18 @@ def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -
                 allocate(row, layer, "layer")
     for row in (row for row in rows[n_before:] if row.layers is None):
         allocate(row, None, "head")
-    return parameters
+    return _in_module_order(parameters)
+
+
+def _in_module_order(parameters: list[Parameter]) -> list[Parameter]:
+    """As `module.parameters()` lists them: a module's own ones first, then its children as they were attached."""
+    first: dict[str, int] = {}
+    keys = []
+    for number, (tensor, layer, _) in enumerate(parameters):
+        *modules, _name = tensor.name.format(layer).split(".")
+        paths = [".".join(modules[: n + 1]) for n in range(len(modules))]
+        keys.append((*((1, first.setdefault(path, number)) for path in paths), (0, number)))
+    return [parameters[number] for number in sorted(range(len(parameters)), key=keys.__getitem__)]
 
 
 def weight_dims(row: Weight) -> Product:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Itemised(nn.Module):
 
     #: Of its own tensors (not those of its children) one token uses `active[0]` in `active[1]`.
     active: tuple[int, int] = (1, 1)
+    _nameless: Itemised | None = None
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter below this module once: component key, and the tensor, or slice of it, that forward uses."""
@@ -46,19 +47,56 @@ class Itemised(nn.Module):
         """Draw its own parameters anew, not those of its children; most modules have none of their own."""
 
     def attach(self, name: str, module: nn.Module) -> None:
-        """Add a child under its published name, which must be free."""
-        if hasattr(self, name) or not name or "." in name:
-            raise InvalidValueError(
-                f"{type(self).__name__}: read a part named {name!r}; allowed: a free name without dots"
-            )
+        """Add a child under its published name, which must be free; on the way down a dotted name plain containers.
+
+        A child without a name stands for itself nowhere in the state dict: its own children are this module's too.
+        """
+        first, _, rest = name.partition(".")
+        if not name:
+            self._attach_nameless(module)
+        elif not rest:
+            self._add(name, module)
+        else:
+            if first not in self._modules:
+                self._add(first, Container())
+            self.child(first).attach(rest, module)
+
+    def _add(self, name: str, module: nn.Module) -> None:
+        if hasattr(self, name) or not name:
+            raise InvalidValueError(f"{type(self).__name__}: read a part named {name!r}; allowed: a free name")
         self.add_module(name, module)
 
+    def _attach_nameless(self, module: nn.Module) -> None:
+        if self._nameless is not None or not isinstance(module, Itemised):
+            raise InvalidValueError(f"{type(self).__name__}: read another part named ''; allowed: one")
+        for name, inner in module.named_children():
+            self._add(name, inner)
+        self.__dict__["_nameless"] = module  # not by torch, which would list it
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  torch's
+        """As torch has it, for the child without a name too."""
+        if self._nameless is not None:
+            self._nameless.train(mode)
+        return super().train(mode)
+
     def child(self, name: str) -> Itemised:
-        """The child of that name."""
-        module = getattr(self, name)
+        """The child of that name, which may be a path."""
+        module: Any = self
+        for step in name.split("."):
+            module = getattr(module, step) if step else module._nameless  # noqa: SLF001  its own
         if not isinstance(module, Itemised):
             raise TypeError(f"{type(self).__name__}.{name} is a {type(module).__name__}, which does not itemise itself")
         return module
+
+
+class Container(Itemised):
+    """What stands between a module and a child that a dotted name puts further down."""
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything below."""
+        for module in self.children():
+            if isinstance(module, Itemised):
+                yield from module.itemise()
 
 
 Builder = TypeVar("Builder", bound=Callable[..., Itemised])

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from gptcalc.inventory import Weight, Weighted, part_weights
+from gptcalc.parts.norm import LayerNorm, RMSNorm
 from gptcalc.spec import AnyPart, Spec
 
 if TYPE_CHECKING:
-    from gptcalc.tape import Op, Setting, Tensor
+    from gptcalc.tape import Op, Rows, Setting, Tensor
 
 
 class Block(Weighted):
@@ -19,7 +20,6 @@ class Block(Weighted):
     added is multiplied by `residual_multiplier` (Granite).
     """
 
-    without_ops = ("attention_post_norm", "mlp_post_norm", "residual_multiplier")
     kind: Literal["block"] = "block"
     name: str = ""
     order: Literal["pre", "post", "parallel"] = "pre"
@@ -34,13 +34,23 @@ class Block(Weighted):
     @property
     def parts(self) -> tuple[AnyPart, ...]:
         """Its parts in the order in which they run."""
-        halves: tuple[tuple[AnyPart | None, ...], ...] = (
+        return tuple(part for half in self._halves for part in half if part is not None)
+
+    @property
+    def _halves(self) -> tuple[tuple[AnyPart | None, ...], ...]:
+        if self.order == "post":
+            return (
+                (self.attention, self.attention_post_norm, self.attention_norm),
+                (self.mlp, self.mlp_post_norm, self.mlp_norm),
+            )
+        return (
             (self.attention_norm, self.attention, self.attention_post_norm),
             (self.mlp_norm, self.mlp, self.mlp_post_norm),
         )
-        if self.order == "post":
-            halves = ((self.attention, self.attention_norm), (self.mlp, self.mlp_norm))
-        return tuple(part for half in halves for part in half if part is not None)
+
+    def path_of(self, part: AnyPart) -> str:
+        """Where attention or MLP is in the block: under its name, or if it has none under what it is."""
+        return part.name or ("attention" if part is self.attention else "mlp")
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """The rows of its parts, in the order in which they run."""
@@ -51,29 +61,79 @@ class Block(Weighted):
         """(B, T, D) to the same; the caller holds x until the block returns."""
         from gptcalc import tape
 
-        rows, held = tape.Rows(setting), x
-        for norm, part, label in (
-            (self.attention_norm, self.attention, "x after attention"),
-            (self.mlp_norm, self.mlp, "x after MLP"),
+        rows = tape.Rows(setting)
+        if self.order == "parallel":
+            self._in_parallel(rows, setting, x)
+        else:
+            self._in_turn(rows, setting, x)
+        rows.drop(x)
+        return tuple(rows)
+
+    def _in_turn(self, rows: "Rows", setting: "Setting", x: "Tensor") -> None:
+        from gptcalc import tape
+
+        held = x
+        for norm, part, post_norm, label in (
+            (self.attention_norm, self.attention, self.attention_post_norm, "x after attention"),
+            (self.mlp_norm, self.mlp, self.mlp_post_norm, "x after MLP"),
         ):
             before = x
-            if self.order == "pre":
-                rows += tape.ops_of(norm, setting, x)
-                normalised = rows[-1].output
-                rows += tape.ops_of(part, setting, normalised)
-                out = rows[-1].output
-                rows.drop(normalised)
-                x = rows(tape.add(x, out, label))
-                rows.drop(out)
-            else:
-                rows += tape.ops_of(part, setting, x)
-                out = rows[-1].output
-                total = rows(tape.add(x, out, label))
-                rows.drop(out)
-                rows += tape.ops_of(norm, setting, total)
-                x = rows[-1].output
-                rows.drop(total)
+            read = self._normalised(rows, setting, norm, x) if self.order == "pre" else x
+            out = self._said(rows, setting, part, post_norm, read, ends=read is not x)
+            x = rows(tape.add(x, out, label))
+            rows.drop(out)
+            if self.order == "post":
+                total, x = x, self._normalised(rows, setting, norm, x)
+                rows.drop(*(() if x is total else (total,)))
             if before is not held:
                 rows.drop(before)
-        rows.drop(held)
-        return tuple(rows)
+
+    def _in_parallel(self, rows: "Rows", setting: "Setting", x: "Tensor") -> None:
+        """What is normalised for attention lives until the end, or until the MLP has its own."""
+        from gptcalc import tape
+
+        read = self._normalised(rows, setting, self.attention_norm, x)
+        attention = self._said(rows, setting, self.attention, self.attention_post_norm, read)
+        if self.mlp_norm is not None:
+            before, read = read, self._normalised(rows, setting, self.mlp_norm, x, apart=" for the MLP")
+            rows.drop(*(() if before is x else (before,)))
+        mlp = self._said(rows, setting, self.mlp, self.mlp_post_norm, read)
+        both = rows(tape.add(attention, mlp, "attention and MLP"))
+        rows.drop(mlp, attention)
+        rows(tape.add(x, both, "x after both"))
+        rows.drop(both, *(() if read is x else (read,)))
+
+    @staticmethod
+    def _normalised(rows: "Rows", setting: "Setting", norm: AnyPart | None, x: "Tensor", apart: str = "") -> "Tensor":
+        """X itself where there is no norm."""
+        if norm is None:
+            return x
+        if not isinstance(norm, LayerNorm | RMSNorm):
+            raise TypeError(f"a {type(norm).__name__} is no norm")
+        rows += norm.normalise(setting.within(norm.name), x, setting.width, apart=apart)
+        return rows[-1].output
+
+    def _said(  # noqa: PLR0913  what runs
+        self,
+        rows: "Rows",
+        setting: "Setting",
+        part: AnyPart,
+        post_norm: AnyPart | None,
+        x: "Tensor",
+        *,
+        ends: bool = False,
+    ) -> "Tensor":
+        """What is added of a part's output; with the part its input `ends`."""
+        from gptcalc import tape
+
+        where = setting.where if part.name else f"{setting.where}.{self.path_of(part)}"
+        rows += (op._replace(where=where) if op.where == setting.where else op for op in tape.ops_of(part, setting, x))
+        out = rows[-1].output
+        rows.drop(*((x,) if ends else ()))
+        normalised = self._normalised(rows, setting, post_norm, out)
+        rows.drop(*(() if normalised is out else (out,)))
+        if self.residual_multiplier == 1.0:
+            return normalised
+        scaled = rows(tape.scale(normalised, f"scaled {normalised.label}"))
+        rows.drop(normalised)
+        return scaled

@@ -35,16 +35,19 @@ class RMSNorm(Weighted):
         """X (M, D) to the same shape, by `torch.nn.functional.rms_norm`: one fused kernel on CUDA."""
         return self.normalise(setting, x, setting.width)
 
-    def normalise(self, setting: "Setting", x: "Tensor", *axes: Dim) -> "tuple[Op, ...]":
-        """X to the same shape: over its last axis, with a gain of the shape `axes`."""
+    def normalise(self, setting: "Setting", x: "Tensor", *axes: Dim, apart: str = "") -> "tuple[Op, ...]":
+        """X to the same shape: over its last axis, with a gain of the shape `axes`.
+
+        `apart` tells its values from those of another norm of x.
+        """
         from gptcalc import tape
 
         gain = setting.weight("norm weight", "weight", *axes) if self.learned else None
 
         def norm(gain: tape.Tensor | None, bias: tape.Tensor | None) -> tape.Op:  # noqa: ARG001  it has no bias
-            return tape.rms_norm(x, gain, f"normalised {x.label}", setting.chip)
+            return tape.rms_norm(x, gain, f"normalised {x.label}{apart}", setting.chip, of=f"{x.label}{apart}")
 
-        return _affine(setting, norm, gain, None, unit_offset=self.unit_offset)
+        return _affine(setting, norm, gain, None, self.name if self.unit_offset else None)
 
 
 class LayerNorm(Weighted):
@@ -76,17 +79,20 @@ class LayerNorm(Weighted):
         """X (M, D) to the same shape."""
         return self.normalise(setting, x, setting.width)
 
-    def normalise(self, setting: "Setting", x: "Tensor", *axes: Dim) -> "tuple[Op, ...]":
-        """X to the same shape: over its last axis, with gain and shift of the shape `axes`."""
+    def normalise(self, setting: "Setting", x: "Tensor", *axes: Dim, apart: str = "") -> "tuple[Op, ...]":
+        """X to the same shape: over its last axis, with gain and shift of the shape `axes`.
+
+        `apart` tells its values from those of another norm of x.
+        """
         from gptcalc import tape
 
         gain = setting.weight("norm weight", "weight", *axes) if self.learned else None
         bias = setting.weight("norm bias", "bias", *axes) if self.learned and self.bias else None
 
         def norm(gain: tape.Tensor | None, bias: tape.Tensor | None) -> tape.Op:
-            return tape.layer_norm(x, gain, bias, f"normalised {x.label}", setting.chip)
+            return tape.layer_norm(x, gain, bias, f"normalised {x.label}{apart}", setting.chip, of=f"{x.label}{apart}")
 
-        return _affine(setting, norm, gain, bias, unit_offset=self.unit_offset)
+        return _affine(setting, norm, gain, bias, self.name if self.unit_offset else None)
 
 
 def _affine(
@@ -94,15 +100,14 @@ def _affine(
     norm: "Callable[[Tensor | None, Tensor | None], Op]",
     gain: "Tensor | None",
     bias: "Tensor | None",
-    *,
-    unit_offset: bool,
+    offset: str | None,
 ) -> "tuple[Op, ...]":
-    """A `norm` with its gain, one more than the weight with `unit_offset`; a gain of many axes is multiplied in."""
+    """A `norm` with its gain, which of the norm named `offset` is 1 + weight; a gain of many axes is multiplied in."""
     from gptcalc import tape
 
     rows, own = tape.Rows(setting), []
-    if gain is not None and unit_offset:
-        gain = rows(tape.shift(gain, "1 + norm weight"))
+    if gain is not None and offset is not None:
+        gain = rows(tape.shift(gain, f"1 + weight of {offset}"))
         own.append(gain)
     if gain is None or len(gain.dims) == 1:
         rows(norm(gain, bias))

@@ -235,24 +235,25 @@ def dropout(x: Tensor, label: str) -> Op:
     return whole("aten::native_dropout", (x,), made(x, label), kept)._replace(saves=(kept,))
 
 
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, label: str, chip: Chip | None) -> Op:
-    """LayerNorm over the last axis; mean and 1/σ of each row are kept in fp32 for the backward pass."""
-    return _norm("aten::native_layer_norm", x, (weight, bias), label, (_stat("mean", x), _stat("1/σ", x)), chip)
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, label: str, chip: Chip | None) -> Op:
-    """RMSNorm over the last axis, as torch's fused kernel for CUDA has it; 1/rms of each row is kept in fp32."""
-    return _norm("aten::_fused_rms_norm", x, (weight,), label, (_stat("1/rms", x),), chip)
-
-
-def _norm(  # noqa: PLR0913, PLR0917  what a norm is
-    name: str, x: Tensor, given: tuple[Tensor | None, ...], label: str, stats: tuple[Tensor, ...], chip: Chip | None
+def layer_norm(  # noqa: PLR0913  what a norm is
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, label: str, chip: Chip | None, *, of: str = ""
 ) -> Op:
+    """LayerNorm over the last axis; mean and 1/σ of each row (`of` x) are kept in fp32 for the backward pass."""
+    stats = (_stat("mean", x, of), _stat("1/σ", x, of))
+    return _read_twice(_norm("aten::native_layer_norm", x, (weight, bias), made(x, label), stats), x, chip)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, label: str, chip: Chip | None, *, of: str = "") -> Op:
+    """RMSNorm over the last axis, as torch's fused kernel for CUDA has it; 1/rms of each row is kept in fp32."""
+    stats = (_stat("1/rms", x, of),)
+    return _read_twice(_norm("aten::_fused_rms_norm", x, (weight,), made(x, label), stats), x, chip)
+
+
+def _norm(name: str, x: Tensor, given: Iterable[Tensor | None], out: Tensor, stats: tuple[Tensor, ...]) -> Op:
     """Of what is `given`, autograd keeps a gain that was computed; parameters live anyhow."""
     learned = [tensor for tensor in given if tensor is not None]
     computed = [tensor for tensor in learned if not tensor.name]
-    op = whole(name, (x, *learned), made(x, label), *stats)
-    return _read_twice(op._replace(saves=(x, *computed, *stats)), x, chip)
+    return whole(name, (x, *learned), out, *stats)._replace(saves=(x, *computed, *stats))
 
 
 def made(like: Tensor, label: str, *dims: Dim, dtype: str = "") -> Tensor:
@@ -260,8 +261,8 @@ def made(like: Tensor, label: str, *dims: Dim, dtype: str = "") -> Tensor:
     return Tensor(label, dims or like.dims, dtype or like.dtype)
 
 
-def _stat(name: str, x: Tensor) -> Tensor:
-    return Tensor(f"{name} of {x.label}", x.dims[:-1], "fp32")
+def _stat(name: str, x: Tensor, of: str) -> Tensor:
+    return Tensor(f"{name} of {of or x.label}", x.dims[:-1], "fp32")
 
 
 def _read_twice(op: Op, x: Tensor, chip: Chip | None) -> Op:

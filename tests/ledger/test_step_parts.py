@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import kept, tape_inference, tape_training, toy_plans
 
+from gptcalc.inventory import inventory
 from gptcalc.parts.norm import LayerNorm, RMSNorm
 from gptcalc.spec import LayerGroup
 
@@ -17,6 +18,8 @@ torch = pytest.importorskip("torch")
 from test_step import check, witnessed  # noqa: E402
 
 from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
+from gptcalc.witness.findings import compare  # noqa: E402
+from gptcalc.witness.reference import build  # noqa: E402
 
 if TYPE_CHECKING:
     from gptcalc.plan import Plan
@@ -40,7 +43,8 @@ def norms(name: str) -> st.SearchStrategy[Any]:
 
 
 def check_step(spec: Spec, plan: Plan) -> None:
-    """Training, what autograd keeps of it, and inference."""
+    """Names, shapes and components of the weights; training, what autograd keeps of it, and inference."""
+    assert not compare(inventory(spec), build(spec))
     check(tape_training(spec, plan, n_steps=1), tracing.trace_training(spec, plan, 1))
     assert kept(tape_training(spec, plan, n_steps=1)) == witnessed(spec, plan)
     # A bias of the last position's logits is added in place, but on meta out of place.
@@ -56,3 +60,21 @@ def test_norms_of_any_gain(drawn: tuple[Spec, Plan], data: st.DataObject) -> Non
     spec = varied(spec, attention_norm=data.draw(norms("one")), mlp_norm=data.draw(norms("two")))
     spec = spec.model_copy(update={"final_norm": data.draw(norms("three") | st.none())})
     check_step(spec, plan)
+
+
+@settings(max_examples=20, deadline=None)
+@given(drawn=toy_plans(), data=st.data())
+def test_blocks_of_any_order(drawn: tuple[Spec, Plan], data: st.DataObject) -> None:
+    """Norms before and after each part, or none; attention and MLP one after the other or side by side."""
+    spec, plan = drawn
+    fields = ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
+    changes = {field: data.draw(norms(field) | st.none()) for field in fields}
+    block = spec.layers[0].block
+    names = {"attention": ["inner.attn", "one", "a.b.c"], "mlp": ["", "inner.mlp", "two"]}
+    for part, allowed in names.items():
+        name = data.draw(st.sampled_from(allowed))
+        changes[part] = getattr(block, part).model_copy(update={"name": name})
+    changes["order"] = data.draw(st.sampled_from(["pre", "post", "parallel", "parallel"]))
+    changes["residual_multiplier"] = data.draw(st.sampled_from([1.0, 1.0, 0.22]))
+    trunk = data.draw(st.sampled_from(["model", "model.decoder"]))
+    check_step(varied(spec, **changes).model_copy(update={"trunk": trunk}), plan)
