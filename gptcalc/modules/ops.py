@@ -46,8 +46,9 @@ def attention(  # noqa: PLR0913  what torch's own function takes
     dropout_p: float = 0.0,
     causal: bool,
     mask: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
-    """Query (B, N, T, H) over key and value (B, K, S, H), scaled by 1/√H: (B, N, T, H).
+    """Query (B, N, T, H) over key and value (B, K, S, H), multiplied by `scale` (else 1/√H): (B, N, T, H).
 
     `backend` is a kernel of torch's `scaled_dot_product_attention`, or `auto` to let it pick, or `eager`: plain
     products, softmax and dropout, as transformers' GPT-2 has them. A kernel is told that it is `causal`; eager adds
@@ -56,12 +57,12 @@ def attention(  # noqa: PLR0913  what torch's own function takes
     grouped = key.shape[1] < query.shape[1]
     _check(backend, query, grouped=grouped)
     if backend == "eager":
-        return _eager(query, key, value, dropout_p, mask)
+        return _eager(query, key, value, dropout_p, mask, scale)
     if query.is_meta:
         return _ON_META[backend](query, key, value, dropout_p, causal)
     with nullcontext() if backend == "auto" else sdpa_kernel(_KERNELS[backend]):
         return functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout_p, is_causal=causal, enable_gqa=grouped
+            query, key, value, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=grouped
         )
 
 
@@ -89,11 +90,13 @@ def _check(backend: str, query: Tensor, *, grouped: bool) -> None:
         )
 
 
-def _eager(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, mask: Tensor | None) -> Tensor:
+def _eager(  # noqa: PLR0913, PLR0917  what attention takes
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float, mask: Tensor | None, scale: float | None
+) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         scores = scores + mask
     scores = dropout(scores.softmax(dim=-1), dropout_p, training=True)
@@ -175,6 +178,26 @@ class _SafeSoftmax(torch.autograd.Function):
 
 
 _ON_META = {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "math": _math}
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity, whose gradient is copied where its rows do not lie side by side."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:  # noqa: ARG004  nothing is kept
+        """X itself, seen anew."""
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ARG004  nothing was kept
+        """The gradient, dense."""
+        return grad.contiguous()
+
+
+def dense_gradient(x: Tensor) -> Tensor:
+    """X, whose gradient will be dense: kernels that need it so would copy it for themselves, unseen."""
+    return cast(Tensor, _DenseGradient.apply(x))  # type: ignore[no-untyped-call]
 
 
 # --- Dropout ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class Angles(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """Rotations of the first `fraction` of `d_head` features, by transformers' convention of halves."""
+    """Rotations of the first `fraction` of `d_head` features: of halves, or of neighbours that are `interleaved`."""
 
     d_head: int
     theta: float = 10_000.0
@@ -44,12 +44,21 @@ class Rotary(NamedTuple):
         exponents = torch.arange(0, self.n_rotated, 2, dtype=torch.float32, device=like.device) / self.n_rotated
         positions = torch.arange(start, start + like.shape[1], dtype=torch.float32, device=like.device)
         half = torch.outer(positions, 1.0 / self.theta**exponents)
-        both = torch.cat((half, half), dim=-1)
+        both = torch.stack((half, half), dim=-1).flatten(-2) if self.interleaved else torch.cat((half, half), dim=-1)
         return Angles(both.cos().to(like.dtype), both.sin().to(like.dtype))
 
     def rotate(self, x: Tensor, angles: Angles) -> Tensor:
-        """Rotate (B, heads, T, H): feature i is paired with feature i + R/2."""
-        turned, kept = x[..., : self.n_rotated], x[..., self.n_rotated :]
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * angles.cos + torch.cat((-second, first), dim=-1) * angles.sin
-        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+        """Rotate the first R features of x (B, T, heads, H)."""
+        if self.n_rotated == x.shape[-1]:
+            return self._turn(x, angles)
+        turned, kept = x.split((self.n_rotated, x.shape[-1] - self.n_rotated), dim=-1)
+        return torch.cat((self._turn(turned, angles), kept), dim=-1)
+
+    def _turn(self, x: Tensor, angles: Angles) -> Tensor:
+        """Feature i is paired with feature i + R/2, or, where they are interleaved, 2·i with 2·i + 1."""
+        cos, sin = angles.cos.unsqueeze(1), angles.sin.unsqueeze(1)
+        if self.interleaved:
+            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+            return x * cos + torch.stack((-second, first), dim=-1).flatten(-2) * sin
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -239,7 +239,30 @@ def by_head(part: "MultiHeadAttention", setting: Setting, rows: Rows, x: Tensor)
     return _copied_back(rows, x, f"{x.label} by head")
 
 
+def dense_gradient(part: "MultiHeadAttention", setting: Setting, rows: Rows, x: Tensor, *, query: bool) -> Tensor:
+    """What a norm has made of query or key (B, T, heads, H): it reads a dense gradient, for which one may be copied."""
+    rotated = part.rotary is not None and not part.norm_after_rotary
+    if rotated and part.rotary is not None and part.rotary.is_partial(part.d_head):
+        return x
+    if tape.joins(_from_attention(part, setting, x, is_key=not query), *x.dims):
+        return x
+    return _copied_back(rows, x, f"{x.label} as attention reads it")
+
+
 def _gradient(part: "MultiHeadAttention", setting: Setting, x: Tensor) -> Tensor:
+    """The gradient of query, key or value in the order in which it comes back to the projection.
+
+    A norm, and a rotation of some features, leave it dense; a rotation of all leaves its order as it is.
+    """
+    which = x.label.split()[0]
+    norm = {"query": part.q_norm, "key": part.k_norm}.get(which)
+    partial = part.rotary is not None and part.rotary.is_partial(part.d_head)
+    if norm is not None or (partial and which != "value"):
+        return tape.made(x, "gradient")
+    return _from_attention(part, setting, x, is_key=which == "key")
+
+
+def _from_attention(part: "MultiHeadAttention", setting: Setting, x: Tensor, *, is_key: bool) -> Tensor:
     """The gradient of query, key or value in the order in which it comes back from attention.
 
     A fused kernel keeps the order of x, unless x was padded. A product of matrices leaves (B, heads, T, H), and for the
@@ -249,7 +272,7 @@ def _gradient(part: "MultiHeadAttention", setting: Setting, x: Tensor) -> Tensor
     if BACKENDS[setting.attention] is fused:
         padded = (batch, heads, seq, size) if _is_padded(setting, x) else ()
         return tape.made(x, "gradient", *padded)
-    if x.label.startswith("key") and part.n_heads == part.n_kv_heads:
+    if is_key and part.n_heads == part.n_kv_heads:
         return tape.made(x, "gradient", batch, heads, size, seq)
     return tape.made(x, "gradient", batch, heads, seq, size)
 

@@ -30,7 +30,7 @@ class MultiHeadAttention(Weighted):
     output is multiplied by a sigmoid that the query layer computes beside the query.
     """
 
-    without_ops = ("fused_by", "q_norm", "clip", "window", "scale", "softcap", "alibi", "sinks", "gated", "tempered")
+    without_ops = ("norm_over", "clip", "window", "softcap", "alibi", "sinks", "gated", "tempered")
     kind: Literal["multi_head"] = "multi_head"
     n_heads: Size
     n_kv_heads: Size
@@ -96,8 +96,9 @@ class MultiHeadAttention(Weighted):
         from gptcalc.parts import attend
 
         rows = tape.Rows(setting)
-        parts = self._project(setting, rows, x)
-        query, key, value = (attend.by_head(self, setting, rows, part) for part in parts)
+        query, key, value = self._project(setting, rows, x)
+        if not self.norm_after_rotary:
+            query, key = self._normalised(setting, rows, query, key)
         if self.rotary is not None:
             angles, cos, sin = self.rotary.tables(setting, self.d_head)
             rows += angles if setting.first else ()
@@ -107,6 +108,8 @@ class MultiHeadAttention(Weighted):
                 rotated.append(rows[-1].output)
             rows.drop(key, query)
             query, key = rotated
+        if self.norm_after_rotary:
+            query, key = self._normalised(setting, rows, query, key)
         if setting.cached is not None:
             key, value = self._read_cache(setting, setting.cached, rows, key, value)
         joined = attend.BACKENDS[setting.attention](self, setting, rows, attend.Given(query, key, value))
@@ -139,16 +142,65 @@ class MultiHeadAttention(Weighted):
             outs = []
             for name, out in zip(self.qkv_names, (query, key, value), strict=True):
                 self._layer(setting, rows, name, x, out, bias=self.qkv_bias)
-                outs.append(attend.by_token(self, setting, rows, out))
+                seen = attend.by_token(self, setting, rows, out)
+                outs.append(attend.by_head(self, setting, rows, seen))
             return outs[0], outs[1], outs[2]
+        if self.fused_by == "groups":
+            return self._groups(setting, rows, x, query, (key, value))
         together = Dim("(N+2K)", self.n_heads + 2 * self.n_kv_heads)
         fused = tape.made(x, "query, key, value", *setting.tokens, together, size)
         self._layer(setting, rows, self.qkv_names[0], x, fused, bias=self.qkv_bias)
         cut = tape.split(fused, query, key, value)
         rows(cut)
         rows.drop(fused)
-        query, key, value = (access.tensor for access in cut.writes)
+        query, key, value = (attend.by_head(self, setting, rows, access.tensor) for access in cut.writes)
         return query, key, value
+
+    def _groups(
+        self, setting: "Setting", rows: "Rows", x: "Tensor", query: "Tensor", shared: "tuple[Tensor, Tensor]"
+    ) -> "tuple[Tensor, Tensor, Tensor]":
+        """Query, key and value of a fused layer that computes them group by group: views, or a copy of the queries."""
+        from gptcalc import tape
+
+        n_groups, per_group = Dim("K", self.n_kv_heads), self.n_heads // self.n_kv_heads
+        row = Dim("(N/K+2)·H", (per_group + 2) * self.d_head)
+        fused = tape.made(x, "query, key, value", *setting.tokens, n_groups, row)
+        if copies := self.n_kv_heads > 1 and per_group > 1:
+            of_group = (*setting.tokens, n_groups, Dim("N/K·H", per_group * self.d_head))
+            query = tape.made(x, "query of each group", *of_group)
+        elif per_group > 1:  # one group: all heads are side by side
+            heads = Dim("(N+2)", per_group + 2)
+            fused = tape.made(x, "query, key, value", *setting.tokens, heads, query.dims[-1])
+        self._layer(setting, rows, self.qkv_names[0], x, fused, bias=self.qkv_bias)
+        cut = tape.split(fused, query, *shared)
+        rows(cut)
+        rows.drop(fused)
+        query, key, value = (access.tensor for access in cut.writes)
+        if copies:
+            own = (*setting.tokens, Dim("N", self.n_heads), key.dims[-1])
+            grouped, query = query, rows(tape.clone(query, "query", *own))
+            rows.drop(grouped)
+        return query, key, value
+
+    def _normalised(
+        self, setting: "Setting", rows: "Rows", query: "Tensor", key: "Tensor"
+    ) -> "tuple[Tensor, Tensor]":
+        """Query and key (B, T, heads, H), each by its norm where it has one."""
+        from gptcalc import tape
+        from gptcalc.parts import attend
+
+        found = []
+        for norm, x in ((self.q_norm, query), (self.k_norm, key)):
+            if norm is None:
+                found.append(x)
+                continue
+            dense = x if tape.joins(x, *x.dims) else rows(tape.clone(x, f"{x.label} side by side", *x.dims))
+            rows += tape.ops_of(norm, setting._replace(width=x.dims[-1]), dense)
+            out = rows[-1].output
+            rows.drop(*(() if dense is x else (dense,)))
+            found.append(attend.dense_gradient(self, setting, rows, out, query=x is query))
+        rows.drop(*(x for norm, x in ((self.q_norm, query), (self.k_norm, key)) if norm is not None))
+        return found[0], found[1]
 
     def cache(self, batch: Dim, seq: Dim, dtype: str) -> "tuple[Tensor, Tensor]":
         """Room for the keys and values of T tokens of B sequences: (B, K, T, H) each."""

@@ -97,12 +97,24 @@ class Rotary(Record):
     scaling: str | None = None
     interleaved: bool = False
 
+    def n_rotated(self, d_head: int) -> int:
+        """R: the features of a head that are rotated, its first ones."""
+        return int(d_head * self.fraction)
+
+    def is_partial(self, d_head: int) -> bool:
+        """Whether features of a head are left as they are."""
+        return self.n_rotated(d_head) < d_head
+
+    def _rotated(self, d_head: int) -> tuple[Dim, Dim]:
+        """R and R/2."""
+        rotated, letter = self.n_rotated(d_head), "R" if self.is_partial(d_head) else "H"
+        return Dim(letter, rotated), Dim(f"{letter}/2", rotated // 2)
+
     def tables(self, setting: "Setting", d_head: int) -> "tuple[tuple[Op, ...], Tensor, Tensor]":
-        """Cosines and sines (T, H) in the compute dtype, made in fp32 by the first layer of a pass for all of them."""
+        """Cosines and sines (T, R) in the compute dtype, made in fp32 by the first layer of a pass for all of them."""
         from gptcalc import tape
 
-        seq, size = setting.seq, Dim("H", d_head)
-        half = Dim("H/2", size.size // 2)
+        seq, (size, half) = setting.seq, self._rotated(d_head)
 
         def fp32(label: str, *dims: Dim) -> tape.Tensor:
             return tape.Tensor(label, dims, "fp32")
@@ -121,7 +133,7 @@ class Rotary(Record):
         rows.drop(inverse, powers)
         rows(tape.whole("aten::mul", (positions, scaled), angles))
         rows.drop(scaled)
-        rows(tape.whole("aten::cat", (angles,), both))
+        rows(tape.whole("aten::stack" if self.interleaved else "aten::cat", (angles,), both))
         cos = self._wave(rows, "cos", both, setting.dtype)
         sin = self._wave(rows, "sin", both, setting.dtype)
         rows.drop(exponents, positions, angles, both)
@@ -140,18 +152,42 @@ class Rotary(Record):
         return made
 
     def rotate(self, setting: "Setting", x: "Tensor", cos: "Tensor", sin: "Tensor") -> "tuple[Op, ...]":
-        """x·cos + rotated(x)·sin, by transformers' convention of halves: (B, T, heads, H) to the same."""
+        """x·cos + turned(x)·sin for the R features of x that are rotated: (B, T, heads, H) to the same."""
         from gptcalc import tape
 
-        rows, label = tape.Rows(setting), x.label
-        half = (*x.dims[:-1], Dim("H/2", x.dims[-1].size // 2))
-        halves = [tape.Tensor(f"{which} half of {label}", half, x.dtype) for which in ("first", "second")]
-        cut = tape.split(x, *halves)
+        d_head = x.dims[-1]
+        size, half = self._rotated(d_head.size)
+        if size.size == d_head.size:
+            return self._turn(setting, x, half, (cos, sin))
+        rows, label, axes = tape.Rows(setting), x.label, x.dims[:-1]
+        turned = tape.made(x, f"rotated features of {label}", *axes, size)
+        kept = tape.made(x, f"other features of {label}", *axes, Dim("(H−R)", d_head.size - size.size))
+        cut = tape.split(x, turned, kept)
+        rows(cut)
+        turned, kept = (access.tensor for access in cut.writes)
+        rows += self._turn(setting, turned, half, (cos, sin))
+        rotated = rows[-1].output
+        rows(tape.join((rotated, kept), tape.made(x, f"rotated {label}")))
+        rows.drop(rotated, turned, kept)
+        return tuple(rows)
+
+    def _turn(
+        self, setting: "Setting", x: "Tensor", half_size: Dim, waves: "tuple[Tensor, Tensor]"
+    ) -> "tuple[Op, ...]":
+        """All features: of x seen as two halves, or as pairs of neighbours."""
+        from gptcalc import tape
+
+        rows, label, (cos, sin) = tape.Rows(setting), x.label, waves
+        half = (*x.dims[:-1], half_size)
+        which = ("even", "odd") if self.interleaved else ("first", "second")
+        halves = [tape.made(x, f"{one} half of {label}", *half) for one in which]
+        cut = tape.unbind(x, *halves) if self.interleaved else tape.split(x, *halves)
         rows(cut)
         first, second = (access.tensor for access in cut.writes)
         along = rows(tape.multiply(x, cos, f"{label}·cos", constant=True))
         negated = rows(tape.whole("aten::neg", (second,), tape.made(second, f"negated {label}")))
-        turned = rows(tape.whole("aten::cat", (negated, first), tape.made(x, f"turned {label}")))
+        joining = "aten::stack" if self.interleaved else "aten::cat"
+        turned = rows(tape.whole(joining, (negated, first), tape.made(x, f"turned {label}")))
         rows.drop(negated)
         across = rows(tape.multiply(turned, sin, f"{label}·sin", constant=True))
         rows.drop(turned)

@@ -334,6 +334,7 @@ _RULES: dict[str, Rule] = {
     "aten::nll_loss_forward": _nll_loss_backward,
     "aten::neg": _by("aten::neg"),
     "aten::cat": _join_backward,
+    "aten::stack": _join_backward,
     "aten::slice": _by("aten::slice_backward"),
     "aten::constant_pad_nd": _by("aten::constant_pad_nd"),
     "aten::_to_copy": _by("aten::_to_copy"),

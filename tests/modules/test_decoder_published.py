@@ -61,13 +61,13 @@ def test_rotary_equals_transformers() -> None:
     cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(29)[None])
     rotary = Rotary(d_head=10, theta=5000.0)
     angles = rotary.angles(x)
-    ours = rotary.rotate(query, angles), rotary.rotate(key, angles)
+    ours = (rotary.rotate(part.transpose(1, 2), angles).transpose(1, 2) for part in (query, key))
     assert all(map(torch.equal, ours, apply_rotary_pos_emb(query, key, cos, sin)))
 
 
 def test_partial_rotary_keeps_the_rest() -> None:
     """With a fraction, the first features are rotated like a head of that size and the others pass unchanged."""
-    x, query = torch.randn(1, 11, 5), torch.randn(1, 2, 11, 12)
+    x, query = torch.randn(1, 11, 5), torch.randn(1, 11, 2, 12)
     part, small = Rotary(d_head=12, fraction=0.5), Rotary(d_head=6)
     rotated = part.rotate(query, part.angles(x))
     assert torch.equal(rotated[..., 6:], query[..., 6:])
