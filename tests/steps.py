@@ -54,6 +54,16 @@ OPTIMIZERS = [
 Happens = list[tuple[int, Counter[int]]]
 
 
+def with_attention(spec: Spec, **fields: Any) -> Spec:
+    """The model, with `fields` of its attention changed in every layer."""
+    groups = []
+    for group in spec.layers:
+        attention = group.block.model_dump()["attention"] | fields
+        block = type(group.block).model_validate(group.block.model_dump() | {"attention": attention})
+        groups.append(group.model_copy(update={"block": block}))
+    return spec.model_copy(update={"layers": tuple(groups)})
+
+
 def tape_training(
     spec: Spec, plan: Plan, *, kernels: Kernels | None = None, n_steps: int = 2, recorded: int = ALL
 ) -> Recording:

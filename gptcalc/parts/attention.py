@@ -182,9 +182,7 @@ class MultiHeadAttention(Weighted):
             rows.drop(grouped)
         return query, key, value
 
-    def _normalised(
-        self, setting: "Setting", rows: "Rows", query: "Tensor", key: "Tensor"
-    ) -> "tuple[Tensor, Tensor]":
+    def _normalised(self, setting: "Setting", rows: "Rows", query: "Tensor", key: "Tensor") -> "tuple[Tensor, Tensor]":
         """Query and key (B, T, heads, H), each by its norm where it has one."""
         from gptcalc import tape
         from gptcalc.parts import attend
