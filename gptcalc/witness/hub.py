@@ -1,14 +1,12 @@
 """The second witness: the class that transformers has for the model, built from its published hyperparameters.
 
 It tests what the reference module cannot: that the family read the hyperparameters as transformers does. Components are
-told apart by the names of the class's tensors, with rules of this file alone.
+told apart by the names of the class's tensors, with rules that share nothing with the inventory.
 """
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from gptcalc.catalog import Resolved
 from gptcalc.errors import GptcalcError
@@ -16,34 +14,9 @@ from gptcalc.installed import need_torch
 from gptcalc.inventory import Weight
 from gptcalc.ledger.evidence import Evidence
 from gptcalc.witness.findings import Built, compare, stored_elements
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from gptcalc.witness.tensor_names import active, components
 
 WITNESS = "transformers"
-
-#: (what ends a tensor's name, its component); the first that matches counts.
-ENDINGS = (
-    (r"(wte|tokens_embed|embed_tokens)\.weight", "embedding"),
-    (r"(wpe|positions_embed)\.weight", "positions"),
-    (r"lm_head\.weight", "unembedding"),
-    (r"(attn\.c_proj|o_proj)\.(weight|bias)", "attn_o"),
-    (r"q_proj\.(weight|bias)", "attn_q"),
-    (r"k_proj\.(weight|bias)", "attn_k"),
-    (r"v_proj\.(weight|bias)", "attn_v"),
-    (r"(c_fc|mlp\.up_proj)\.(weight|bias)", "mlp_up"),
-    (r"mlp\.gate_proj\.(weight|bias)", "mlp_gate"),
-    (r"(mlp\.c_proj|mlp\.down_proj)\.(weight|bias)", "mlp_down"),
-    (r"experts\.down_proj", "experts_down"),
-    (r"mlp\.gate\.weight", "router"),
-    (r"(ln_\w+|\w*norm)\.weight", "norm_weight"),
-    (r"(ln_\w+|\w*norm)\.bias", "norm_bias"),
-)
-#: Tensors that hold several components in equal shares.
-FUSED = (
-    (r"c_attn\.(weight|bias)", ("attn_q", "attn_k", "attn_v")),
-    (r"experts\.gate_up_proj", ("experts_gate", "experts_up")),
-)
 
 
 def installed() -> bool:
@@ -63,10 +36,7 @@ def transformers_class(model: Resolved, rows: Sequence[Weight]) -> Evidence:
     except Exception as error:  # noqa: BLE001  whatever transformers raises, it is its word on this config
         return Evidence(WITNESS, "family mapping not checked", skipped=f"transformers refuses it ({_last_line(error)})")
     tensors = dict(module.named_parameters(remove_duplicate=False))
-    components: Counter[str] = Counter()
-    for key, elements in _itemise(tensors):
-        components[key] += elements
-    built = Built(tensors, components, _active(tensors, module.config))
+    built = Built(tensors, components(tensors), active(tensors, module.config))
     subject = f"{type(module).__name__}, transformers {version}"
     return Evidence(WITNESS, subject, len(tensors), stored_elements(tensors.values()), compare(rows, built))
 
@@ -107,24 +77,3 @@ def _build(model: Resolved) -> tuple[Any, str]:
     finally:
         transformers.logging.set_verbosity(verbosity)
     return module, transformers.__version__
-
-
-def _itemise(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, int]]:
-    for name, tensor in tensors.items():
-        suffix = "_bias" if name.endswith(".bias") else ""
-        for pattern, keys in FUSED:
-            if re.search(rf"(^|\.){pattern}$", name):
-                yield from ((key + suffix, tensor.numel() // len(keys)) for key in keys)
-                break
-        else:
-            key = next((key for pattern, key in ENDINGS if re.search(rf"(^|\.){pattern}$", name)), f"unknown: {name}")
-            yield key if key.startswith("norm") else key + suffix, tensor.numel()
-
-
-def _active(tensors: Mapping[str, "Tensor"], config: Any) -> int:
-    unique = {id(tensor): (name, tensor.numel()) for name, tensor in tensors.items()}.values()
-    experts = sum(size for name, size in unique if ".experts." in name)
-    if not experts:
-        return sum(size for _, size in unique)
-    idle, of = config.num_local_experts - config.num_experts_per_tok, config.num_local_experts
-    return sum(size for _, size in unique) - experts * int(idle) // int(of)

@@ -8,7 +8,6 @@ import pytest
 
 import gptcalc
 from gptcalc.errors import GptcalcError
-from gptcalc.witness import hub
 from gptcalc.witness.check import WITNESSES
 
 torch = pytest.importorskip("torch")
@@ -97,15 +96,6 @@ def test_an_error_in_the_familys_mapping_is_found_by_the_transformers_class_alon
 
     assert reference.findings == ()
     assert {finding.name for finding in published.findings} >= {"transformer.h.0.mlp.c_fc.weight", "mlp_up"}
-
-
-def test_the_classes_tensors_are_told_apart_by_rules_of_their_own() -> None:
-    """A tensor that no rule knows is a component of its own name, which no inventory has."""
-    named = dict(hub._itemise({"transformer.h.0.attn.c_attn.weight": torch.empty(4, 12, device="meta")}))
-    unknown = dict(hub._itemise({"transformer.extra.weight": torch.empty(3, device="meta")}))
-
-    assert named == {"attn_q": 16, "attn_k": 16, "attn_v": 16}
-    assert unknown == {"unknown: transformer.extra.weight": 3}
 
 
 def test_an_unknown_witness_is_an_error_that_names_the_known_ones() -> None:
