@@ -105,7 +105,7 @@ def itemise(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, int]]:
 
 def components_of(name: str) -> tuple[str, ...]:
     """The components that the tensor `name` holds in equal shares."""
-    path = re.sub(r"(\.weight|\.bias|(?<=_proj)_bias)$", "", name)
+    path = re.sub(r"(\.weight|\.bias|(?<=_proj)_bias|(?<=dense)_bias)$", "", name)
     layer = re.match(r".*?\.\d+\.(.+)", path)
     path, rules = (layer[1], LAYER) if layer else (path, OUTSIDE)
     keys = next((keys for pattern, keys in rules if re.fullmatch(pattern, path)), "")
