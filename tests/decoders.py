@@ -42,6 +42,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {"intermediate_size": [96] * 4, "num_kv_shared_layers": 0, "num_key_value_heads": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granitemoeshared": {"shared_intermediate_size": 48},
+    "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "qwen4_exp_text": {
