@@ -118,9 +118,9 @@ def active(tensors: Mapping[str, "Tensor"], config: Any) -> int | None:
 
     None where the config does not say how many these are, or where some of them may be experts without weights.
     """
-    unique = {id(tensor): (name, tensor) for name, tensor in reversed(tensors.items())}.values()
-    stored = sum(tensor.numel() for _, tensor in unique)
-    experts = sum(tensor.numel() for name, tensor in unique if _routed(name, tensor))
+    unique = {id(tensor): (name, tensor) for name, tensor in reversed([*tensors.items()])}.values()
+    stored: int = sum(tensor.numel() for _, tensor in unique)
+    experts: int = sum(tensor.numel() for name, tensor in unique if _routed(name, tensor))
     if not experts:
         return stored
     of, used = _field(config, N_EXPERTS), _field(config, N_ACTIVE)
@@ -157,9 +157,7 @@ def _routed(name: str, tensor: "Tensor") -> bool:
 
 def _field(config: Any, names: tuple[str, ...]) -> int | None:
     """The first of `names` that the config or its part for the MLP has as a number."""
-    for part in (config, getattr(config, "ffn_config", None)):
-        found = (getattr(part, name, None) for name in names)
-        number = next((value for value in found if isinstance(value, int)), None)
-        if number is not None:
-            return number
-    return None
+    parts: tuple[Any, ...] = (config, getattr(config, "ffn_config", None))
+    found = [getattr(part, name, None) for part in parts for name in names]
+    numbers: list[int] = [value for value in found if isinstance(value, int)]
+    return numbers[0] if numbers else None

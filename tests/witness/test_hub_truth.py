@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from support import DATA, all_facts
+from support import DATA, facts
 
 from gptcalc.witness.findings import stored_elements
 from gptcalc.witness.tensor_names import active, components
@@ -23,7 +23,7 @@ def built(config_file: str) -> Any:
         return transformers.AutoModelForCausalLM.from_config(config)
 
 
-@pytest.mark.parametrize("fact", all_facts(), ids=lambda fact: fact["id"])
+@pytest.mark.parametrize("fact", facts(), ids=lambda fact: fact["id"])
 def test_the_class_of_a_published_model_is_itemised_as_the_facts_are(fact: dict[str, Any]) -> None:
     """Its total, every component and what a token uses follow from the names and shapes of its tensors."""
     module = built(fact["config_file"])
