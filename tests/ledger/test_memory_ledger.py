@@ -225,8 +225,8 @@ def test_a_measured_step_is_explained_to_the_byte(step: Step) -> None:
 
 # --- Truth: KV caches ------------------------------------------------------------------------------------------------
 
-#: Bytes that a token takes in bf16 [facts/models.json, `kv_cache_bytes_per_token_bf16`], for the models whose every
-#: layer attends to the whole context.
+#: Bytes that a token takes in bf16 [facts/models.json, `kv_cache_bytes_per_token_bf16`], for the models of the
+#: first families: GPT-1 to 3, Llama, Mixtral.
 KV_BYTES = {
     "openai-community/openai-gpt": 36864,
     "openai-community/gpt2": 36864,
