@@ -9,7 +9,7 @@ import pytest
 from class_oracle import assert_defaults, assert_same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DATA, all_facts
+from support import DATA, facts
 
 from gptcalc.catalog import resolve
 from gptcalc.ledger.parameters import parameters
@@ -154,7 +154,7 @@ def test_a_silent_file_is_read_as_the_class_reads_it(model_type: str) -> None:
 
 def _published() -> list[Any]:
     """The published models of these types, each with its config."""
-    configs = [(fact, json.loads((DATA / "configs" / fact["config_file"]).read_text())) for fact in all_facts()]
+    configs = [(fact, json.loads((DATA / "configs" / fact["config_file"]).read_text())) for fact in facts()]
     return [pytest.param(fact, config, id=fact["id"]) for fact, config in configs if config["model_type"] in OPTIONS]
 
 

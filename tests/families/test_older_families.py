@@ -9,7 +9,7 @@ import pytest
 from class_oracle import assert_defaults, assert_same, class_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DATA, all_facts
+from support import DATA, facts
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import GptcalcError
@@ -142,7 +142,7 @@ def test_a_silent_file_is_read_as_the_class_reads_it(model_type: str) -> None:
     assert_defaults(model_type, needed)
 
 
-FACTS = [fact for fact in all_facts() if fact["model_type"] in OPTIONS]
+FACTS = [fact for fact in facts() if fact["model_type"] in OPTIONS]
 
 
 def published(name: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from support import DATA, all_facts, toy_configs
+from support import DATA, facts, toy_configs
 
 import gptcalc
 from gptcalc.catalog import resolve
 from gptcalc.ledger.parameters import Parameters, parameters
 
-FACTS = all_facts()
+FACTS = facts()
 
 
 def count_config(fact: dict[str, Any]) -> Parameters:
