@@ -351,7 +351,7 @@ class Family(Record):
         blocks = {layer: self.block(layer) for layer, _ in runs}
         return tuple(LayerGroup(n_layers=count, block=blocks[layer]) for layer, count in runs)
 
-    def parts(self) -> dict[str, AnyPart | None]:
+    def parts(self) -> Mapping[str, AnyPart | None]:
         """Parts of the stack that only some families have, by the field of `Spec`."""
         return {}
 

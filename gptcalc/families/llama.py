@@ -1,5 +1,8 @@
 """Llama 1 to 3 (Touvron et al. 2023; Dubey et al. 2024): rotary positions, RMSNorm, gated MLP, grouped heads."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from gptcalc.families.family import ROPE, Family, Layer, Layout
 from gptcalc.parts.block import Block
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
@@ -11,7 +14,7 @@ class Llama(Family):
     """transformers' `LlamaForCausalLM`."""
 
     model_type = "llama"
-    huggingface = {
+    huggingface: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vocab_size": ("n_vocab",),
         "max_position_embeddings": ("n_ctx",),
         "hidden_size": ("d_model",),
@@ -29,11 +32,11 @@ class Llama(Family):
         "rope_theta": ("rope_theta",),
         "partial_rotary_factor": ("rotary_fraction",),
     }
-    nested = ROPE
+    nested: ClassVar[tuple[str, ...]] = ROPE
     layout = Layout(
         trunk="model", layers="layers", tokens="embed_tokens", positions="embed_positions", final_norm="norm"
     )
-    defaults = {
+    defaults: ClassVar[Mapping[str, object]] = {
         "n_vocab": 32000,
         "n_ctx": 2048,
         "d_model": 4096,
@@ -47,7 +50,7 @@ class Llama(Family):
         "norm_eps": 1e-6,
     }
 
-    def norm(self, name: str) -> RMSNorm:
+    def norm(self, name: str) -> AnyPart:
         """An RMSNorm."""
         return RMSNorm(name=name, eps=self.norm_eps)
 
