@@ -1,7 +1,7 @@
 """Find a model: by preset name, alias or path; apply overrides; say what followed from them.
 
 Presets are TOML files, one a family of models, with what was claimed about them in a file of its own. A name is looked
-up by scanning bytes, so that only the file that mentions it is parsed, however many there are.
+up in a generated index of names, and its table alone is cut out of its file and parsed, however many there are.
 """
 
 import os
@@ -111,40 +111,56 @@ def _claims(stem: str) -> dict[str, tuple[Claim, ...]]:
 
 
 @cache
-def _raw() -> dict[str, bytes]:
-    return {path.stem: path.read_bytes() for path in sorted(installed.presets("models").glob("*.toml"))}
+def _index() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Every preset, family by family: its name, the stem of its file, its aliases."""
+    lines = installed.presets("index.txt").read_text(encoding="utf-8").splitlines()
+    entries = (line.split() for line in lines if not line.startswith("#"))
+    return {name: (stem, tuple(aliases)) for stem, name, *aliases in entries}
 
 
 @cache
-def _tables(stem: str) -> dict[str, dict[str, Any]]:
-    return tomllib.loads(_raw()[stem].decode())
+def _by_name() -> dict[str, str]:
+    """The preset that each name and alias means, in lower case."""
+    return {spelled.lower(): name for name, (_, aliases) in _index().items() for spelled in (name, *aliases)}
+
+
+@cache
+def _text(stem: str) -> str:
+    return "\n" + (installed.presets("models") / f"{stem}.toml").read_text(encoding="utf-8")
+
+
+def _table(stem: str, name: str) -> dict[str, Any]:
+    """The table of one preset, cut out of its file: to parse a long file whole takes milliseconds."""
+    text = _text(stem)
+    key = name if name.replace("-", "").isalnum() else f'"{name}"'
+    start = text.index(f"\n[{key}]\n") + 1
+    end = text.find("\n[", start)
+    while end >= 0 and text.startswith(f"[{key}.", end + 1):
+        end = text.find("\n[", end + 1)
+    table: dict[str, Any] = tomllib.loads(text[start : end if end >= 0 else None])[name]
+    return table
 
 
 @cache
 def _preset(stem: str, name: str) -> Preset:
-    return Preset(name=name, family=stem, **_tables(stem)[name])
+    return Preset(name=name, family=stem, **_table(stem, name))
 
 
 def presets() -> Iterator[Preset]:
     """Every preset, family by family."""
-    return (_preset(stem, name) for stem in _raw() for name in _tables(stem))
+    return (_preset(stem, name) for name, (stem, _) in _index().items())
 
 
 def preset_names() -> list[str]:
     """Every name and alias that a preset answers to."""
-    return [name for preset in presets() for name in (preset.name, *preset.aliases)]
+    return [spelled for name, (_, aliases) in _index().items() for spelled in (name, *aliases)]
 
 
 @cache
 def find_preset(name: str) -> Preset | None:
     """The preset of that name or alias, in any case of letters."""
-    key = name.lower()
-    needle = key.encode(errors="replace")
-    for stem in (stem for stem, raw in _raw().items() if needle in raw.lower()):
-        for own, table in _tables(stem).items():
-            if key in (own, *map(str.lower, table.get("aliases", ()))):
-                return _preset(stem, own)
-    return None
+    own = _by_name().get(name.lower())
+    return None if own is None else _preset(_index()[own][0], own)
 
 
 def need_preset(name: str) -> Preset:
