@@ -58,6 +58,11 @@ class Claim(Record):
     note: str = ""
 
 
+def _published(fields: dict[str, Any]) -> Mapping[str, Any]:
+    """Hyperparameters as published: TOML has no null, so that the word stands for it."""
+    return MappingProxyType({key: None if value == "null" else value for key, value in fields.items()})
+
+
 class Preset(Record):
     """A published model: hyperparameters under Hugging Face's names, where they come from, what was claimed of it."""
 
@@ -69,7 +74,12 @@ class Preset(Record):
     estimated: str = ""
     see: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    hyperparameters: Annotated[Mapping[str, Any], AfterValidator(MappingProxyType)]
+    hyperparameters: Annotated[Mapping[str, Any], AfterValidator(_published)]
+
+    @property
+    def model_type(self) -> str:
+        """The family that reads it, as transformers calls it."""
+        return str(self.hyperparameters["model_type"])
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -149,6 +159,39 @@ def _preset(stem: str, name: str) -> Preset:
 def presets() -> Iterator[Preset]:
     """Every preset, family by family."""
     return (_preset(stem, name) for name, (stem, _) in _index().items())
+
+
+def search_presets(family: str | None = None, text: str | None = None) -> list[Preset]:
+    """The presets of a family (of that file or `model_type`) that have every word of `text` in what they say of themselves.
+
+    Names, titles, aliases, model types and sources are searched, in any case of letters.
+    """
+    found = list(presets())
+    if family is not None:
+        kinds = {preset.name: (preset.family, _kind(preset.model_type)) for preset in found}
+        found = [preset for preset in found if _kind(family) in kinds[preset.name]]
+        if not found:
+            raise UnknownNameError.near("family of presets", family, {kind for pair in kinds.values() for kind in pair})
+    if text is not None:
+        allowed = [name for preset in found for name in (preset.name, *preset.aliases)]
+        found = [preset for preset in found if all(word in _said(preset) for word in text.lower().split())]
+        if not found:
+            raise UnknownNameError.near("search of presets", text, allowed)
+    return found
+
+
+def _kind(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _said(preset: Preset) -> str:
+    words = (preset.name, preset.title, *preset.aliases, preset.model_type, preset.source)
+    return "\n".join(words).lower()
+
+
+def preset_families() -> list[str]:
+    """The files of presets, each a family of models."""
+    return list(dict.fromkeys(stem for stem, _ in _index().values()))
 
 
 def preset_names() -> list[str]:

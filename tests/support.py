@@ -11,6 +11,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from gptcalc.catalog import Preset
+from gptcalc.errors import UnknownNameError
+from gptcalc.families import find_family
+
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +34,21 @@ def facts() -> list[dict[str, Any]]:
     """Published models with the counts of their transformers classes; the file says where they come from."""
     models: list[dict[str, Any]] = json.loads((DATA / "facts_models.json").read_text())["models"]
     return models
+
+
+def published() -> list[dict[str, Any]]:
+    """Every published model: its hyperparameters, what was claimed of it, and how that agrees with its class."""
+    models: list[dict[str, Any]] = json.loads((DATA / "facts_published.json").read_text())["models"]
+    return models
+
+
+def has_family(preset: Preset) -> bool:
+    """Whether some family reads the preset's `model_type`."""
+    try:
+        find_family(preset.model_type, preset.name)
+    except UnknownNameError:
+        return False
+    return True
 
 
 @st.composite

@@ -35,7 +35,7 @@ SPELLED = {"n_vocab": "--vocab", "n_ctx": "--context"}
 
 def complete_preset(incomplete: str) -> list[str]:
     """Preset names for the shell."""
-    return [name for name in preset_names() if name.startswith(incomplete.lower())]
+    return [name for name in preset_names() if name.lower().startswith(incomplete.lower())]
 
 
 def parse_value(text: str) -> object:

@@ -7,6 +7,7 @@ import typer
 from gptcalc import catalog
 from gptcalc.cli.options import FormatOption, complete_preset
 from gptcalc.cli.output import answer
+from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.claims import judge_all
 from gptcalc.ledger.parameters import parameters
 from gptcalc.report.formats import Format, render
@@ -15,12 +16,43 @@ from gptcalc.report.presets import Entry, preset_document, preset_json, presets_
 app = typer.Typer(add_completion=False)
 
 
-@app.callback(invoke_without_command=True, epilog="Example: gptcalc presets show gpt3-175b")
-def presets(ctx: typer.Context, format_: FormatOption = Format.TABLE) -> None:
+def _complete_family(incomplete: str) -> list[str]:
+    return [name for name in catalog.preset_families() if name.startswith(incomplete.lower())]
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Examples: gptcalc presets --family qwen, gptcalc presets --search 'llama 70b',"
+    " gptcalc presets show gpt3-175b",
+)
+def presets(
+    ctx: typer.Context,
+    *,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only this family: a heading of the list, or transformers' model_type.",
+            autocompletion=_complete_family,
+            show_default=False,
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Only those with all these words in a name, title, model_type or source.",
+            show_default=False,
+        ),
+    ] = None,
+    format_: FormatOption = Format.TABLE,
+) -> None:
     """List every model that has a name; `presets show NAME` prints one whole."""
     if ctx.invoked_subcommand:
+        if family is not None or search is not None:
+            raise InvalidValueError(f"presets {ctx.invoked_subcommand}: --family and --search are of the list only")
         return
-    entries = [_entry(preset) for preset in catalog.presets()]
+    entries = [_entry(preset) for preset in catalog.search_presets(family, search)]
     answer(render(format_, lambda: presets_document(entries), lambda: presets_json(entries)))
 
 

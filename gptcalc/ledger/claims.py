@@ -141,11 +141,15 @@ class Amounts:
 
 
 def amounts(model: Resolved) -> Amounts:
-    """Dims and counts of a model. A letter that stands for several sizes in it (heads of two kinds) is no name."""
+    """Dims and counts of a model. A letter that stands for several sizes in it (heads of two kinds) is no name.
+
+    Layers of several kinds have counts of their own: `L` is that of all together.
+    """
     ledger = parameters(model.spec)
     letters = [dim.letter for dim in ledger.dims]
+    dims = {dim.letter: dim.size for dim in ledger.dims if letters.count(dim.letter) == 1}
     return Amounts(
-        dims={dim.letter: dim.size for dim in ledger.dims if letters.count(dim.letter) == 1},
+        dims=dims | {"L": model.spec.n_layers},
         parts={
             line.key: Counted(line.stored, line.matrices, line.active, line.matrices if line.tied else 0)
             for line in ledger.lines

@@ -1,6 +1,7 @@
 """`gptcalc presets` as a document and as JSON: the list, and one preset whole."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from typing_extensions import TypedDict
@@ -29,6 +30,7 @@ class EntryJSON(TypedDict):
     name: str
     title: str
     aliases: list[str]
+    model_type: str
     d_model: int
     n_layers: int
     n_heads: int
@@ -73,6 +75,7 @@ def _entry_json(entry: Entry) -> EntryJSON:
         "name": entry.preset.name,
         "title": entry.preset.title,
         "aliases": list(entry.preset.aliases),
+        "model_type": entry.preset.model_type,
         "d_model": family.d_model,
         "n_layers": family.n_layers,
         "n_heads": family.n_heads,
@@ -83,29 +86,41 @@ def _entry_json(entry: Entry) -> EntryJSON:
 
 
 def presets_document(entries: Sequence[Entry]) -> Document:
-    """A row for each preset, family by family."""
+    """A row for each preset, under the name of its family."""
     columns = (
-        Column("family", "family", drop=8),
+        Column("family", "family"),
         Column("name", "name", folded=True),
         Column("aliases", "aliases", wraps=True, drop=9),
+        Column("model_type", "model_type", drop=8),
         Column("d_model", "d_model", "count", drop=4),
         Column("n_layers", "layers", "count", drop=6),
         Column("n_heads", "heads", "count", drop=7),
         Column("n_ctx", "context", "count", drop=5),
         Column("stored", "stored", "count"),
     )
-    rows: list[tuple[Value, ...]] = []
-    for entry in entries:
-        found: Mapping[str, object] = _entry_json(entry)
-        name = f"{entry.preset.name} (est.)" if entry.preset.estimated else entry.preset.name
-        dims = tuple(int(str(found[key])) for key in ("d_model", "n_layers", "n_heads", "n_ctx", "stored"))
-        rows.append((entry.preset.family, name, ", ".join(entry.preset.aliases), *dims))
+    rows = [_row(entry) for entry in entries]
+    grouped: list[tuple[Value, ...]] = []
+    for family, group in groupby(rows, lambda row: row[0]):
+        grouped.append((family, *(None for _ in columns[2:])))
+        grouped += [(f"  {row[1]}", *row[2:]) for row in group]
     notes = (
-        "est.: an estimate, the size was never published.",
+        *(["est.: an estimate, the size was never published."] if any(e.preset.estimated for e in entries) else []),
         "Next: gptcalc presets show NAME, gptcalc count NAME, gptcalc check NAME.",
     )
-    table = Table("", columns, tuple(rows))
-    return Document(f"{len(rows)} presets", (), (table,), notes, lambda: table)
+    return Document(
+        "1 preset" if len(rows) == 1 else f"{len(rows)} presets",
+        (),
+        (Table("", columns[1:], tuple(grouped)),),
+        notes,
+        lambda: Table("", columns, tuple(rows)),
+    )
+
+
+def _row(entry: Entry) -> tuple[Value, ...]:
+    found: Mapping[str, object] = _entry_json(entry)
+    name = f"{entry.preset.name} (est.)" if entry.preset.estimated else entry.preset.name
+    dims = tuple(int(str(found[key])) for key in ("d_model", "n_layers", "n_heads", "n_ctx", "stored"))
+    return (entry.preset.family, name, ", ".join(entry.preset.aliases), entry.preset.model_type, *dims)
 
 
 def preset_json(entry: Entry, judged: Sequence[Judgement]) -> PresetJSON:
@@ -143,4 +158,6 @@ def preset_document(entry: Entry, judged: Sequence[Judgement]) -> Document:
 
 
 def _plain(value: object) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

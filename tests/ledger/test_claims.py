@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import pytest
+from support import has_family
 
 from gptcalc.catalog import Claim, Preset, Reading, need_preset, presets
 from gptcalc.errors import InvalidValueError, UnknownNameError
@@ -15,7 +16,7 @@ from gptcalc.ledger.claims import VERDICTS, Amounts, Judgement, Term, judge, jud
 from gptcalc.ledger.expression import evaluate
 from gptcalc.report.claims import judgement_json
 
-CLAIMS = [(preset, claim) for preset in presets() for claim in preset.claims]
+CLAIMS = [(preset, claim) for preset in presets() if has_family(preset) for claim in preset.claims]
 each_claim = pytest.mark.parametrize(
     ("preset", "claim"), CLAIMS, ids=[f"{preset.name}: {claim.text} {claim.what}" for preset, claim in CLAIMS]
 )
@@ -34,14 +35,18 @@ def judged(model: str, text: str, what: str) -> Judgement:
 
 
 def moved(claim: Claim, step: int) -> Claim:
-    """The claim with its last printed digit (or its formula) moved by `step`."""
+    """The claim with its last printed digit (or its formula) moved by `step`; zeros that may be places are no digits."""
     if claim.value is not None:
         return claim.model_copy(update={"value": f"{claim.value} + {step}"})
     number = re.search(r"\d[\d,]*(?:\.\d+)?", claim.text)
     assert number
     digits = number[0].replace(",", "")
     decimals = len(digits.partition(".")[2])
+    places = len(printed(claim.text).places)
+    step *= 10 ** (places - 1)
     last = f"{int(digits.replace('.', '')) + step:0{decimals + 1}d}"
+    if len(printed(claim.text.replace(number[0], last)).places) > places and not decimals:
+        last = str(int(last) + step)
     text = f"{last[:-decimals]}.{last[-decimals:]}" if decimals else last
     return claim.model_copy(update={"text": claim.text.replace(number[0], text)})
 
@@ -313,7 +318,7 @@ def test_expressions_evaluate_nothing_else(text: str, message: str) -> None:
 
 def test_rows_are_ready_for_json() -> None:
     """Every row survives JSON unchanged, whole numbers as integers and other exact ones as fractions."""
-    rows = [judgement_json(found) for found in judge_all(presets())]
+    rows = [judgement_json(found) for found in judge_all(filter(has_family, presets()))]
 
     assert len(CLAIMS) == len(rows)
     assert rows == json.loads(json.dumps(rows))
