@@ -162,7 +162,7 @@ def presets() -> Iterator[Preset]:
 
 
 def search_presets(family: str | None = None, text: str | None = None) -> list[Preset]:
-    """The presets of a family (of that file or `model_type`) that have every word of `text` in what they say of themselves.
+    """The presets of a family (that file or `model_type`), and of these the ones that have every word of `text`.
 
     Names, titles, aliases, model types and sources are searched, in any case of letters.
     """
@@ -176,7 +176,8 @@ def search_presets(family: str | None = None, text: str | None = None) -> list[P
         allowed = [name for preset in found for name in (preset.name, *preset.aliases)]
         found = [preset for preset in found if all(word in _said(preset) for word in text.lower().split())]
         if not found:
-            raise UnknownNameError.near("search of presets", text, allowed)
+            what = "preset with these words" if family is None else f"preset of {plain(family)} with these words"
+            raise UnknownNameError.near(what, text, allowed, "'gptcalc presets' lists all")
     return found
 
 

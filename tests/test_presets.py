@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support import facts, has_family, published
+from support import ROOT, facts, has_family, published
 
 from gptcalc.catalog import Preset, need_preset, presets, resolve
 from gptcalc.ledger.claims import judge, printed
@@ -84,7 +84,8 @@ def test_every_published_model_has_a_preset(model: dict[str, Any]) -> None:
     """A published model is found under its hub id, with its hyperparameters field by field."""
     found = need_preset(model["id"]).hyperparameters
     expected = {"model_type": model["model_type"], **model["hf_config"]} if "hf_config" in model else {}
-    nested = {key: {name: found[key][name] for name in value} for key, value in expected.items() if isinstance(value, dict)}
+    objects = {key: value for key, value in expected.items() if isinstance(value, dict)}
+    nested = {key: {name: found[key][name] for name in value} for key, value in objects.items()}
 
     assert expected == {key: found.get(key) for key in expected} | nested
 
@@ -168,6 +169,20 @@ def test_names_are_unique() -> None:
     names = Counter(name.lower() for preset in PRESETS for name in (preset.name, *preset.aliases))
 
     assert {name: times for name, times in names.items() if times > 1} == {}
+
+
+def test_the_readme_says_how_many() -> None:
+    """The number of presets in the README is that of the catalogue."""
+    assert f"lists {len(PRESETS)} by family" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_nulls_are_written_as_the_word() -> None:
+    """TOML has no null: where a published file has one against the class's default, the preset has it too."""
+    nulls = {preset.name: [key for key, value in preset.hyperparameters.items() if value is None] for preset in PRESETS}
+
+    assert nulls["deepseek-v2-lite"] == ["q_lora_rank"]
+    assert nulls["mistral-7b-v0.3"] == ["sliding_window"]
+    assert [preset.name for preset in PRESETS if "null" in preset.hyperparameters.values()] == []
 
 
 def test_see_points_at_presets() -> None:

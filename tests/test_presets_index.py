@@ -37,12 +37,13 @@ print(json.dumps([code, presets, sorted(families)]))
 """
 
 
+#: The file, the name and the aliases of every preset, in the order of the files.
+ENTRIES = [(stem, name, *table.get("aliases", ())) for stem, tables in FILES.items() for name, table in tables.items()]
+
+
 def generated() -> str:
     """What the index holds today, from the files."""
-    lines = [
-        " ".join([stem, name, *table.get("aliases", ())]) for stem, tables in FILES.items() for name, table in tables.items()
-    ]
-    return "\n".join([HEADER, *lines]) + "\n"
+    return "\n".join([HEADER, *(" ".join(entry) for entry in ENTRIES)]) + "\n"
 
 
 def test_the_index_is_current() -> None:
@@ -52,9 +53,7 @@ def test_the_index_is_current() -> None:
 
 def test_names_have_no_spaces() -> None:
     """The index holds a preset a line, its words apart by a space: no file, name or alias has one."""
-    names = [[stem, name, *table.get("aliases", ())] for stem, tables in FILES.items() for name, table in tables.items()]
-
-    assert [name for words in names for name in words if len(name.split()) != 1] == []
+    assert [word for entry in ENTRIES for word in entry if len(word.split()) != 1] == []
 
 
 @pytest.mark.parametrize("stem", FILES)

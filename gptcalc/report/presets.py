@@ -90,7 +90,7 @@ def presets_document(entries: Sequence[Entry]) -> Document:
     columns = (
         Column("family", "family"),
         Column("name", "name", folded=True),
-        Column("aliases", "aliases", wraps=True, drop=9),
+        Column("aliases", "aliases", wraps=True, least=48, drop=9),
         Column("model_type", "model_type", drop=8),
         Column("d_model", "d_model", "count", drop=4),
         Column("n_layers", "layers", "count", drop=6),

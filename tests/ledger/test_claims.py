@@ -35,7 +35,7 @@ def judged(model: str, text: str, what: str) -> Judgement:
 
 
 def moved(claim: Claim, step: int) -> Claim:
-    """The claim with its last printed digit (or its formula) moved by `step`; zeros that may be places are no digits."""
+    """The claim with its last printed digit (or its formula) moved by `step`; zeros that may be places are none."""
     if claim.value is not None:
         return claim.model_copy(update={"value": f"{claim.value} + {step}"})
     number = re.search(r"\d[\d,]*(?:\.\d+)?", claim.text)
