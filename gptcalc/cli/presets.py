@@ -22,8 +22,7 @@ def _complete_family(incomplete: str) -> list[str]:
 
 @app.callback(
     invoke_without_command=True,
-    epilog="Examples: gptcalc presets --family qwen, gptcalc presets --search 'llama 70b',"
-    " gptcalc presets show gpt3-175b",
+    epilog="Example: gptcalc presets --family llama --search 70b",
 )
 def presets(
     ctx: typer.Context,

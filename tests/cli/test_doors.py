@@ -85,14 +85,6 @@ def test_importing_gptcalc_opens_neither_torch_nor_rich_nor_pydantic() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_only_the_file_that_names_a_preset_is_parsed() -> None:
-    """Cold start does not grow with the catalogue: one TOML file is read for one name."""
-    code = "import gptcalc, gptcalc.catalog as c; gptcalc.count('gpt3-175b'); print(c._tables.cache_info().currsize)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == "1"
-
-
 @pytest.mark.parametrize("command", ["count", "check", "presets", "claims"])
 def test_json_validates_against_its_schema(command: str) -> None:
     """What `--format json` prints is what `gptcalc schema` promises, and its integers are integers."""
