@@ -11,9 +11,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from gptcalc.catalog import Preset
-from gptcalc.errors import UnknownNameError
-from gptcalc.families import find_family
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
@@ -40,15 +37,6 @@ def published() -> list[dict[str, Any]]:
     """Every published model: its hyperparameters, what was claimed of it, and how that agrees with its class."""
     models: list[dict[str, Any]] = json.loads((DATA / "facts_published.json").read_text())["models"]
     return models
-
-
-def has_family(preset: Preset) -> bool:
-    """Whether some family reads the preset's `model_type`."""
-    try:
-        find_family(preset.model_type, preset.name)
-    except UnknownNameError:
-        return False
-    return True
 
 
 @st.composite
