@@ -11,7 +11,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
 
