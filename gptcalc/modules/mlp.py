@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -48,7 +49,10 @@ class DenseMLP(Itemised):
 
 @register("gated")
 class GatedMLP(Itemised):
-    """activation(gate(x)) · up(x), then down (Shazeer 2020)."""
+    """activation(gate(x)) · up(x), then down (Shazeer 2020).
+
+    With a `fused_name` gate and up are one layer, the gate's rows first; `role` is what its weights are itemised under.
+    """
 
     def __init__(  # noqa: PLR0913  the fields of the part
         self,
@@ -60,23 +64,36 @@ class GatedMLP(Itemised):
         gate_name: str = "gate_proj",
         up_name: str = "up_proj",
         down_name: str = "down_proj",
+        fused_name: str = "",
+        role: Literal["mlp", "shared_experts"] = "mlp",
         dropout: float = 0.0,
     ) -> None:
-        """Build the three layers under their published names."""
+        """Build the layers under their published names."""
         super().__init__()
         self.activation, self.dropout = activation_named(activation), dropout
-        self.gate_name, self.up_name, self.down_name = gate_name, up_name, down_name
-        self.attach(gate_name, Linear(dims.d_model, [("mlp_gate", d_ff)], bias=bias))
-        self.attach(up_name, Linear(dims.d_model, [("mlp_up", d_ff)], bias=bias))
-        self.attach(down_name, Linear(d_ff, [("mlp_down", dims.d_model)], bias=bias))
+        self.fused_name, self.gate_name, self.up_name, self.down_name = fused_name, gate_name, up_name, down_name
+        gate, up = (f"{role}_gate", d_ff), (f"{role}_up", d_ff)
+        layers = {fused_name: [gate, up]} if fused_name else {gate_name: [gate], up_name: [up]}
+        for name, outputs in layers.items():
+            self.attach(name, Linear(dims.d_model, outputs, bias=bias))
+        self.attach(down_name, Linear(d_ff, [(f"{role}_down", dims.d_model)], bias=bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        inner = self.activation(self.child(self.gate_name)(x)) * self.child(self.up_name)(x)
+        inner = self._inner(x)
         y: Tensor = self.child(self.down_name)(inner)
         return ops.dropout(y, self.dropout, self.training)
 
+    def _inner(self, x: Tensor) -> Tensor:
+        """(…, D) to (…, F)."""
+        if not self.fused_name:
+            return self.activation(self.child(self.gate_name)(x)) * self.child(self.up_name)(x)
+        fused: Any = self.child(self.fused_name)
+        gate, up = fused.split(fused(x))
+        return self.activation(gate) * up
+
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Gate, up, then down."""
-        for name in (self.gate_name, self.up_name, self.down_name):
+        first = [self.fused_name] if self.fused_name else [self.gate_name, self.up_name]
+        for name in (*first, self.down_name):
             yield from self.child(name).itemise()

@@ -1,4 +1,4 @@
-"""What differs between devices, in one place: attention, dropout and RMSNorm.
+"""What differs between devices, in one place: attention, dropout, RMSNorm and Mish.
 
 On a real device torch chooses kernels by itself. On the meta device there are none to choose, and torch falls back on
 what CUDA does not run: attention is written out, dropout keeps a mask of numbers, RMSNorm is decomposed. So for meta
@@ -240,3 +240,27 @@ class _FusedRMSNorm(torch.autograd.Function):
         """The gradients of x and of the weight, where there is one."""
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), None if weight is None else torch.empty_like(weight)
+
+
+# --- Mish ------------------------------------------------------------------------------------------------------------
+
+
+def mish(x: Tensor) -> Tensor:
+    """X · tanh(softplus(x)): one kernel, whose derivative is one too; on meta torch writes that out."""
+    return cast(Tensor, _Mish.apply(x)) if x.is_meta else functional.mish(x)  # type: ignore[no-untyped-call]
+
+
+class _Mish(torch.autograd.Function):
+    """The allocations of `aten.mish` and of `aten.mish_backward` on CUDA, without numbers; the input is kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        """The output."""
+        ctx.save_for_backward(x)
+        return torch.empty_like(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ARG004  it has no numbers
+        """The gradient of x."""
+        return torch.empty_like(ctx.saved_tensors[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc import tape
 from gptcalc.formula import Dim, Product, product_size
-from gptcalc.parts.mlp import KERNELS
+from gptcalc.parts.activation import activate
 from gptcalc.tape import Op, Rows, Setting, Tensor
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def _expert(  # noqa: PLR0913, PLR0917  what one expert has
     cut = tape.split(fused, named("gate", inner), named("up", inner))
     rows(cut)
     gate, up = (access.tensor for access in cut.writes)
-    active = rows(tape.activation(KERNELS[part.activation], gate, f"activated gate of expert {number}"))
+    active = activate(rows, part.activation, gate, f"activated gate of expert {number}")
     gated = rows(tape.multiply(active, up, f"gated rows of expert {number}"))
-    rows.drop(active)
+    rows.drop(*(() if active is gate else (active,)))
     out = rows(tape.linear(gated, down, None, named("output", x.dims[-1])))
     rows.drop(gated, up, gate, fused)
     return out

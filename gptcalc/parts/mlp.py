@@ -8,10 +8,7 @@ from gptcalc.inventory import Slice, Weight, Weighted, linear, part_weights
 from gptcalc.spec import Activation, AnyPart, Probability, Size, Spec
 
 if TYPE_CHECKING:
-    from gptcalc.tape import Op, Setting, Tensor
-
-#: The kernel of each activation: both forms of GELU are one fused kernel in the reference module.
-KERNELS = {"gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu"}
+    from gptcalc.tape import Op, Rows, Setting, Tensor
 
 
 class DenseMLP(Weighted):
@@ -35,6 +32,7 @@ class DenseMLP(Weighted):
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
         """(…, D) to the same."""
         from gptcalc import tape
+        from gptcalc.parts.activation import activate
 
         rows, inner = tape.Rows(setting), Dim("F", self.d_ff)
 
@@ -42,8 +40,8 @@ class DenseMLP(Weighted):
             return tape.project(setting, rows, name, x, out, bias=self.bias, transposed=self.transposed)
 
         up = project(self.up_name, x, tape.made(x, "up-projection", *setting.tokens, inner))
-        active = rows(tape.activation(KERNELS[self.activation], up, "activation"))
-        rows.drop(up)
+        active = activate(rows, self.activation, up, "activation")
+        rows.drop(*(() if active is up else (up,)))
         out = project(self.down_name, active, tape.made(x, "MLP output"))
         rows.drop(active)
         if setting.training and self.dropout:
@@ -59,7 +57,6 @@ class GatedMLP(Weighted):
     weights count for: a model's MLP, or the experts that every token uses (Dai et al. 2024, §3.2).
     """
 
-    without_ops = ("fused_name", "role")
     kind: Literal["gated"] = "gated"
     d_ff: Size
     activation: Activation
@@ -85,23 +82,46 @@ class GatedMLP(Weighted):
         """(…, D) to the same."""
         from gptcalc import tape
 
-        rows, wide = tape.Rows(setting), (*setting.tokens, Dim("F", self.d_ff))
-
-        def project(name: str, x: tape.Tensor, out: tape.Tensor) -> tape.Tensor:
-            return tape.project(setting, rows, name, x, out, bias=self.bias)
-
-        gate = project(self.gate_name, x, tape.made(x, "gate", *wide))
-        active = rows(tape.activation(KERNELS[self.activation], gate, "activated gate"))
-        rows.drop(gate)
-        up = project(self.up_name, x, tape.made(x, "up-projection", *wide))
-        inner = rows(tape.multiply(active, up, "gated"))
-        rows.drop(active, up)
-        out = project(self.down_name, inner, tape.made(x, "MLP output"))
+        rows = tape.Rows(setting)
+        inner = self._inner(setting, rows, x)
+        out = self._project(setting, rows, self.down_name, inner, tape.made(x, "MLP output"))
         if setting.training and self.dropout:
             rows(tape.dropout(out, "dropped MLP output"))
             rows.drop(out)
         rows.drop(inner)
         return tuple(rows)
+
+    def _project(self, setting: "Setting", rows: "Rows", name: str, x: "Tensor", out: "Tensor") -> "Tensor":
+        from gptcalc import tape
+
+        return tape.project(setting, rows, name, x, out, bias=self.bias)
+
+    def _inner(self, setting: "Setting", rows: "Rows", x: "Tensor") -> "Tensor":
+        """(…, D) to (…, F)."""
+        from gptcalc import tape
+        from gptcalc.parts.activation import activate
+
+        size = Dim({"mlp": "F", "shared_experts": "Fs"}[self.role], self.d_ff)
+        gate, up = (tape.made(x, label, *setting.tokens, size) for label in ("gate", "up-projection"))
+        if self.fused_name:
+            both = tape.made(x, "gate and up", *setting.tokens, Dim(f"(2×{size.letter})", 2 * size.size))
+            fused = self._project(setting, rows, self.fused_name, x, both)
+            cut = tape.split(fused, gate, up)
+            rows(cut)
+            rows.drop(fused)
+            gate, up = (access.tensor for access in cut.writes)
+            active = activate(rows, self.activation, gate, "activated gate")
+        else:
+            self._project(setting, rows, self.gate_name, x, gate)
+            active = activate(rows, self.activation, gate, "activated gate")
+            rows.drop(*(() if active is gate else (gate,)))
+            self._project(setting, rows, self.up_name, x, up)
+        inner = rows(tape.multiply(active, up, "gated"))
+        ended = [active, up]
+        if self.fused_name and active is not gate:
+            ended.append(gate)
+        rows.drop(*ended)
+        return inner
 
 
 class MixtureMLP(Weighted):

@@ -48,6 +48,7 @@ from gptcalc.tape.rows import scatter_add as scatter_add
 from gptcalc.tape.rows import shift as shift
 from gptcalc.tape.rows import softmax as softmax
 from gptcalc.tape.rows import split as split
+from gptcalc.tape.rows import square as square
 from gptcalc.tape.rows import topk as topk
 from gptcalc.tape.rows import total as total
 from gptcalc.tape.rows import unbind as unbind

@@ -213,6 +213,18 @@ def _elementwise_backward(op: Op, dys: Incoming) -> Found:
     return Found((whole(f"{name}_backward", (dys[op.output], *op.saves), gradient(x)),), {x: gradient(x)})
 
 
+def _square_backward(op: Op, dys: Incoming) -> Found:
+    """Dy · (2 · x¹), op by op (`pow_backward`)."""
+    x, dy = op.reads[0].tensor, dys[op.output]
+    same, twice = (made(x, f"{what} {x.label}") for what in ("copy of", "twice"))
+    rows = (
+        whole("aten::pow", (x,), same),
+        whole("aten::mul", (same,), twice),
+        whole("aten::mul", (dy, twice), gradient(x))._replace(drops=(same, twice)),
+    )
+    return Found(rows, {x: gradient(x)})
+
+
 def _kept_output_backward(op: Op, dys: Incoming) -> Found:
     """One kernel, from the gradient and the output."""
     x = op.reads[0].tensor
@@ -329,7 +341,13 @@ _RULES: dict[str, Rule] = {
     "aten::addmm": _addmm_backward,
     "aten::gelu": _elementwise_backward,
     "aten::silu": _elementwise_backward,
+    "aten::hardtanh": _elementwise_backward,
+    "aten::leaky_relu": _elementwise_backward,
+    "aten::mish": _elementwise_backward,
+    "aten::pow": _square_backward,
     "aten::relu": _elementwise_backward,
+    "aten::sigmoid": _elementwise_backward,
+    "aten::tanh": _elementwise_backward,
     "aten::_log_softmax": _kept_output_backward,
     "aten::nll_loss_forward": _nll_loss_backward,
     "aten::neg": _by("aten::neg"),

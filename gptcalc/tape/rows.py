@@ -291,13 +291,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, trans
 
 
 #: What each activation keeps: its input, or its output.
-_KEEPS_OUTPUT = ("relu",)
+_KEEPS_OUTPUT = ("relu", "sigmoid", "tanh")
 
 
 def activation(name: str, x: Tensor, label: str) -> Op:
     """One elementwise kernel: `gelu` (erf or tanh), `silu`, `relu`."""
     op = whole(f"aten::{name}", (x,), made(x, label))
     return op._replace(saves=(op.output,) if name in _KEEPS_OUTPUT else (x,))
+
+
+def square(x: Tensor, label: str) -> Op:
+    """`x.square()`; x is kept."""
+    return whole("aten::pow", (x,), made(x, label))._replace(saves=(x,))
 
 
 def log_softmax(x: Tensor, label: str) -> Op:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import kept, tape_inference, tape_training, toy_plans
+from steps import GPT2, kept, tape_inference, tape_training, toy_plans
 
+from gptcalc.catalog import resolve
 from gptcalc.inventory import inventory
+from gptcalc.parts.mlp import DenseMLP, GatedMLP
 from gptcalc.parts.norm import LayerNorm, RMSNorm
-from gptcalc.spec import LayerGroup
+from gptcalc.spec import Activation, LayerGroup
 
 torch = pytest.importorskip("torch")
 
-from test_step import check, witnessed  # noqa: E402
+from test_step import PLAN, check, witnessed  # noqa: E402
 
 from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 from gptcalc.witness.findings import compare  # noqa: E402
@@ -78,3 +80,29 @@ def test_blocks_of_any_order(drawn: tuple[Spec, Plan], data: st.DataObject) -> N
     changes["residual_multiplier"] = data.draw(st.sampled_from([1.0, 1.0, 0.22]))
     trunk = data.draw(st.sampled_from(["model", "model.decoder"]))
     check_step(varied(spec, **changes).model_copy(update={"trunk": trunk}), plan)
+
+
+@settings(max_examples=20, deadline=None)
+@given(drawn=toy_plans(), data=st.data())
+def test_networks_of_any_activation(drawn: tuple[Spec, Plan], data: st.DataObject) -> None:
+    """Two layers, three, or a fused one and another, with every activation; shared experts are networks too."""
+    spec, plan = drawn
+    fields = {
+        "name": "mlp",
+        "d_ff": data.draw(st.integers(1, 60)),
+        "activation": data.draw(st.sampled_from(get_args(Activation))),
+        "bias": data.draw(st.booleans()),
+        "dropout": data.draw(st.sampled_from([0.0, 0.1])),
+    }
+    role = data.draw(st.sampled_from(["mlp", "shared_experts"]))
+    own = {"fused_name": data.draw(st.sampled_from(["", "gate_up", "a.b"])), "role": role}
+    check_step(varied(spec, mlp=data.draw(st.sampled_from([DenseMLP(**fields), GatedMLP(**fields, **own)]))), plan)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("gated", [False, True])
+def test_every_activation_is_what_torch_runs(activation: str, gated: bool) -> None:  # noqa: FBT001  drawn
+    """Each alone, and in front of a product, in half precision."""
+    fields = {"name": "mlp", "d_ff": 33, "activation": activation, "bias": False}
+    mlp = GatedMLP(**fields, fused_name="both") if gated else DenseMLP(**fields)
+    check_step(varied(resolve(GPT2, {"n_layers": 1}).spec, mlp=mlp), PLAN)
