@@ -54,7 +54,7 @@ class Cohere(Llama):
             mlp=self.mlp(layer),
         )
 
-    def parts(self) -> dict[str, AnyPart]:
+    def parts(self) -> dict[str, AnyPart | None]:
         """Multiplied logits."""
         return {
             "unembedding": Unembedding(name=self.layout.unembedding, tied=self.tied, multiplier=self.logit_scale),

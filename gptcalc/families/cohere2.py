@@ -24,7 +24,7 @@ class Cohere2(Windowed, Cohere):
         "use_parallel_block": (True,),
         "use_parallel_embedding": (False,),
     }
-    defaults: ClassVar[Mapping[str, object]] = {**Cohere.defaults, "rope_theta": 10_000.0, "sliding_window": 4096}
+    defaults = {**Cohere.defaults, "rope_theta": 10_000.0, "sliding_window": 4096}
 
     window_period: Layers = 4
 

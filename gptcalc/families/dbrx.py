@@ -1,7 +1,7 @@
 """DBRX (Databricks 2024): mixtures of wide experts, fused and bounded query, key and value."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -31,7 +31,7 @@ class DBRX(Mixture):
     nested = (*ROPE, "attn_config", "ffn_config")
     names_of_mixture = Names(mixture="ffn", router="router.layer")
     layout = Layout(trunk="transformer", layers="blocks", tokens="wte", positions="wpe", final_norm="norm_f")
-    huggingface: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    huggingface = {
         "vocab_size": ("n_vocab",),
         "max_seq_len": ("n_ctx",),
         "max_position_embeddings": ("n_ctx",),
@@ -44,7 +44,7 @@ class DBRX(Mixture):
         "tie_word_embeddings": ("tied",),
         "rope_theta": ("rope_theta",),
     }
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Llama.defaults,
         "n_vocab": 32000,
         "n_ctx": 2048,

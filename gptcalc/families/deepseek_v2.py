@@ -20,7 +20,7 @@ class DeepSeekV2(DeepSeekV3):
     }
     ignored: ClassVar[frozenset[str]] = (DeepSeekV3.ignored - {"topk_method"}) | {"norm_topk_prob"}
     plain: ClassVar[Mapping[str, tuple[object, ...]]] = {"moe_layer_freq": (1,), "scoring_func": ("softmax",)}
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **{key: value for key, value in DeepSeekV3.defaults.items() if key not in ("n_active", "n_groups")},
         **Latent.defaults,
         "n_vocab": 102400,

@@ -1,6 +1,5 @@
 """DeepSeek V3, Moonlight, Kimi K2 (DeepSeek-AI 2024): latent attention, sigmoid routers over groups of experts."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from gptcalc.families.latent import Latent
@@ -13,7 +12,7 @@ class DeepSeekV3(Grouped, Latent):
     model_type = "deepseek_v3"
     huggingface = Latent.huggingface | ROUTED | {"rope_interleave": ("rope_interleaved",)}
     ignored: ClassVar[frozenset[str]] = Latent.ignored | Grouped.ignored
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Latent.defaults,
         "n_vocab": 129280,
         "n_ctx": 4096,

@@ -193,8 +193,9 @@ class Family(Record):
         each kind of attention.
         """
         own = cls._renamed({key: value for key, value in values.items() if key not in cls.nested}, where)
-        if "rope_scaling" in values and "rope_scaling" in cls.nested:
-            own["rope_scaling"] = None
+        usual = cls.defaults.get("rope_scaling")
+        if isinstance(values.get("rope_parameters"), Mapping) or ("rope_scaling" in values and not usual):
+            own |= {"rope_scaling": None} if "rope_scaling" in cls.nested else {}
         for key in (key for key in cls.nested if key in ROPE and values.get(key) is not None):
             for field, value in _rope(values[key], cls.names(), f"{where}: {key}").items():
                 if own.get(field) not in (None, value):

@@ -41,6 +41,6 @@ class Gemma(Llama):
         """An RMSNorm whose weight is what its gain adds to 1."""
         return RMSNorm(name=name, eps=self.norm_eps, unit_offset=True)
 
-    def parts(self) -> dict[str, AnyPart]:
+    def parts(self) -> dict[str, AnyPart | None]:
         """Token rows times √D."""
         return {"embedding": TokenEmbedding(name=self.layout.tokens, dropout=self.embedding_dropout, scaled=True)}

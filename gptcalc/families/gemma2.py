@@ -26,7 +26,7 @@ class Gemma2(Windowed, Gemma):
         "final_logit_softcapping": ("logits_softcap",),
     }
     ignored: ClassVar[frozenset[str]] = frozenset({"hidden_act", "cache_implementation"})
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Gemma.defaults,
         "d_model": 2304,
         "n_layers": 26,
@@ -70,7 +70,7 @@ class Gemma2(Windowed, Gemma):
             mlp_post_norm=self.norm("post_feedforward_layernorm"),
         )
 
-    def parts(self) -> dict[str, AnyPart]:
+    def parts(self) -> dict[str, AnyPart | None]:
         """Scaled token rows, and bounded logits."""
         bounded = Unembedding(name=self.layout.unembedding, tied=self.tied, softcap=self.logits_softcap)
         return {**super().parts(), "unembedding": bounded}

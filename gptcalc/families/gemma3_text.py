@@ -1,7 +1,6 @@
 """Gemma 3 (Gemma Team 2025): five layers with a window for one without, norms of query and key."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -20,7 +19,7 @@ class Gemma3(Gemma2):
         "rope_local_base_freq": ("local_rope_theta",),
         "sliding_window_pattern": ("window_period",),
     }
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Gemma2.defaults,
         "n_vocab": 262208,
         "n_ctx": 131072,

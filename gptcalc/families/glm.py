@@ -1,8 +1,5 @@
 """GLM 4 (Team GLM 2024): biases on query, key and value, half of each head rotated in pairs, a fused gated MLP."""
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from gptcalc.families.family import Layer, without
 from gptcalc.families.llama import Llama
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
@@ -14,7 +11,7 @@ class GLM(Llama):
     model_type = "glm"
     interleaved = True
     huggingface = without(Llama.huggingface, "mlp_bias") | {"attention_bias": ("qkv_bias",)}
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Llama.defaults,
         "n_vocab": 151552,
         "n_ctx": 131072,

@@ -26,7 +26,7 @@ class GPTOSS(Mixture, Windowed, Llama):
     }
     ignored: ClassVar[frozenset[str]] = frozenset({"initial_context_length"})
     plain: ClassVar[Mapping[str, tuple[object, ...]]] = {"swiglu_alpha": (1.702,)}
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Llama.defaults,
         "n_vocab": 201088,
         "n_ctx": 131072,
@@ -48,14 +48,6 @@ class GPTOSS(Mixture, Windowed, Llama):
     }
 
     clamped: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-
-    @classmethod
-    def translate(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
-        """As every family's; only where no object of rotary parameters is given is it YaRN's."""
-        own = super().translate(values, where)
-        if isinstance(values.get("rope_parameters"), Mapping):
-            return {"rope_scaling": None} | own
-        return {key: value for key, value in own.items() if key != "rope_scaling" or value is not None}
 
     def layer_type(self, index: int) -> str:
         """A window in the first layer, and in every second one from there."""

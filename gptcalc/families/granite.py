@@ -31,7 +31,7 @@ class Granite(Llama):
         """Llama's layer; what is added is multiplied."""
         return super().block(layer).model_copy(update={"residual_multiplier": self.residual_multiplier})
 
-    def parts(self) -> dict[str, AnyPart]:
+    def parts(self) -> dict[str, AnyPart | None]:
         """Multiplied token rows, and divided logits."""
         names = self.layout
         dropout, multiplier = self.embedding_dropout, self.embedding_multiplier

@@ -10,7 +10,7 @@ from gptcalc.families.family import ROPE, Layer, without
 from gptcalc.families.llama import Llama
 from gptcalc.parts.latent import LatentAttention
 from gptcalc.parts.positions import Rotary
-from gptcalc.spec import AnyPart, Size
+from gptcalc.spec import AnyPart, Size, shared
 
 
 class Latent(Llama):
@@ -31,7 +31,8 @@ class Latent(Llama):
     q_rank: Size | None = None
     d_nope: Size
     d_rope: Size
-    d_value: Size
+    #: D/N where it is not given.
+    d_value: Size | None = None
     rope_interleaved: Annotated[bool, Field(strict=True)] = True
     #: What YaRN multiplies the scores by (Peng et al. 2024, §3.4, with DeepSeek's `mscale_all_dim`).
     yarn_scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
@@ -42,8 +43,9 @@ class Latent(Llama):
         own = super().translate(values, where)
         rope = next((rope for key in reversed(ROPE) if isinstance(rope := values.get(key), Mapping)), {})
         strength, factor = rope.get("mscale_all_dim"), rope.get("factor")
-        numbers = isinstance(strength, int | float) and isinstance(factor, int | float)
-        if numbers and own.get("rope_scaling") and strength and factor > 1:
+        if not (isinstance(strength, int | float) and isinstance(factor, int | float)):
+            return own
+        if own.get("rope_scaling") and strength and factor > 1:
             own["yarn_scale"] = (0.1 * strength * log(factor) + 1.0) ** 2
         return own
 
@@ -75,7 +77,7 @@ class Latent(Llama):
             q_rank=self.q_rank,
             d_nope=self.d_nope,
             d_rope=self.d_rope,
-            d_value=self.d_value,
+            d_value=self.d_value or shared(self.d_model, self.n_heads, "n_heads", "d_model"),
             bias=self.has_bias("out_bias"),
             rotary=self.rotary(layer),
             scale=None if self.yarn_scale == 1 else self.yarn_scale * size**-0.5,

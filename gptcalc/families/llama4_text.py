@@ -31,7 +31,7 @@ class Llama4(Mixture, PartlyRotated, Llama):
         "attn_temperature_tuning": ("tempered",),
     }
     ignored: ClassVar[frozenset[str]] = frozenset({"for_llm_compressor"})
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Llama.defaults,
         "n_vocab": 202048,
         "n_ctx": 131072,

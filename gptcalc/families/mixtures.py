@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import repeat
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
 from gptcalc.errors import InvalidValueError
-from gptcalc.families.family import Layer
+from gptcalc.families.family import MOST_MIXED, Layer
 from gptcalc.families.llama import Llama
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
 from gptcalc.spec import Layers, Size
@@ -44,27 +44,44 @@ class Mixture(Llama):
     first_dense: Count | None = None
     dense_layers: tuple[Count, ...] | None = None
     sparse_step: Layers = 1
+    #: For each layer whether it has experts, where no rule says so.
+    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
 
     def is_mixture(self, index: int) -> bool:
         """Whether layer `index` has experts."""
+        if self.mlp_layer_types:
+            return self.mlp_layer_types[index] == "sparse"
         listed = index in (self.dense_layers or ())
         return index >= (self.first_dense or 0) and not listed and (index + 1) % self.sparse_step == 0
 
     @property
     def all_mixtures(self) -> bool:
         """Whether every layer has experts."""
-        return not self.first_dense and not self.dense_layers and self.sparse_step == 1
+        return not (self.first_dense or self.dense_layers or self.mlp_layer_types) and self.sparse_step == 1
 
     def layers(self) -> Iterable[Layer]:
         """As the stack has them, with experts where they are."""
         layers = super().layers()
         if self.all_mixtures and isinstance(layers, repeat):
             return repeat(next(layers)._replace(mlp="mixture"), self.n_layers)
+        if self.mlp_layer_types and len(self.mlp_layer_types) != self.n_layers:
+            count = len(self.mlp_layer_types)
+            raise InvalidValueError(
+                f"mlp_layer_types: read {count} entries; allowed: one for each of {self.n_layers} layers"
+            )
         indices = range(self.n_layers)
         return (
             layer._replace(mlp="mixture" if self.is_mixture(index) else "dense")
             for index, layer in zip(indices, layers, strict=True)
         )
+
+    def override(self, changes: Mapping[str, object], where: str) -> Self:
+        """As every family's; a list with an entry for each layer goes on as it ends where `n_layers` changes."""
+        listed, count = self.mlp_layer_types, changes.get("n_layers")
+        if not listed or not isinstance(count, int) or count > MOST_MIXED:
+            return super().override(changes, where)
+        longer = (*listed, *[listed[-1]] * max(count - len(listed), 0))[:count]
+        return super().override({"mlp_layer_types": longer} | dict(changes), where)
 
     def mlp(self, layer: Layer) -> GatedMLP | MixtureMLP:
         """The dense MLP, or the mixture."""

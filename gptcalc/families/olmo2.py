@@ -1,7 +1,6 @@
 """OLMo 2 (OLMo Team 2025): norms after each part alone, and over all queries and all keys."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from gptcalc.families.family import Layer, without
 from gptcalc.families.llama import Llama
@@ -14,7 +13,7 @@ class OLMo2(Llama):
 
     model_type = "olmo2"
     huggingface = without(Llama.huggingface, "mlp_bias")
-    defaults: ClassVar[Mapping[str, object]] = {**Llama.defaults, "n_vocab": 50304, "norm_eps": 1e-5}
+    defaults = {**Llama.defaults, "n_vocab": 50304, "norm_eps": 1e-5}
 
     def attention(self, name: str, layer: Layer, **published: Any) -> MultiHeadAttention:
         """Attention whose queries are normalised together, and so are its keys."""

@@ -1,6 +1,5 @@
 """Phi 3 and 4 (Abdin et al. 2024): Mistral's stack with fused layers."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gptcalc.families.family import Layer
@@ -19,7 +18,7 @@ class Phi3(Mistral):
     }
     #: Where long angles begin.
     ignored: ClassVar[frozenset[str]] = frozenset({"original_max_position_embeddings"})
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Mistral.defaults,
         "n_vocab": 32064,
         "n_ctx": 4096,

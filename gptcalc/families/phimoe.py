@@ -27,7 +27,7 @@ class PhiMoE(Mixture, Windowed, Llama):
         "input_jitter_noise": (0,),
         "hidden_dropout": (0,),
     }
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Llama.defaults,
         "n_vocab": 32064,
         "n_ctx": 131072,

@@ -1,6 +1,5 @@
 """Qwen 3 Next (Qwen Team 2025): three layers of linear attention for one of gated attention, mixtures in all."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gptcalc.families.family import FULL, LINEAR, Layer, Windowed, without
@@ -26,7 +25,7 @@ class Qwen3Next(Mixture, Windowed, Llama):
         "linear_value_head_dim": ("d_linear_value",),
         "linear_conv_kernel_dim": ("linear_kernel",),
     }
-    defaults: ClassVar[Mapping[str, object]] = {
+    defaults = {
         **Qwen2MoE.defaults,
         "qkv_bias": None,
         "sliding_window": None,

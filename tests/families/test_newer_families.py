@@ -36,13 +36,14 @@ ROUTED: Options = {
     "first_k_dense_replace": st.integers(0, 3),
     "routed_scaling_factor": st.sampled_from([1.0, 2.5]),
 }
-LATENT: Options = ROUTED | {
+DENSE_LATENT: Options = {
     "kv_lora_rank": SMALL,
     "q_lora_rank": st.none() | SMALL,
     "qk_nope_head_dim": SMALL,
     "qk_rope_head_dim": st.sampled_from([2, 4]),
     "v_head_dim": SMALL,
 }
+LATENT: Options = ROUTED | DENSE_LATENT
 
 #: What a class has beside `COMMON`, each of which may be left out.
 OPTIONS: dict[str, Options] = {
@@ -97,24 +98,50 @@ OPTIONS: dict[str, Options] = {
     | {"mlp_bias": FLAG, "no_rope_layer_interval": st.integers(1, 5)}
     | WINDOW
     | {"use_sliding_window": FLAG},
+    "arcee": HEAD | BIAS | {"mlp_bias": FLAG},
+    "jais2": HEAD | BIAS | {"mlp_bias": FLAG},
+    "ernie4_5": HEAD | {"use_bias": FLAG},
+    "exaone4": {"sliding_window": SMALL, "sliding_window_pattern": st.integers(1, 5)},
+    "helium": BIAS | {"mlp_bias": FLAG},
+    "hunyuan_v1_dense": HEAD | BIAS,
+    "minicpm3": DENSE_LATENT | BIAS | {"mlp_bias": FLAG, "scale_depth": st.none() | st.just(1.5)},
+    "youtu": DENSE_LATENT | BIAS,
+    "minimax_m2": HEAD,
+    "ministral": HEAD | WINDOW,
+    "seed_oss": HEAD | BIAS | {"attention_out_bias": FLAG, "mlp_bias": FLAG},
+    "dots1": HEAD | BIAS | ROUTED | WINDOW | {"max_window_layers": st.integers(0, 5)},
+    "vaultgemma": HEAD | BIAS | {"sliding_window": SMALL},
+    "glm4_moe_lite": {key: LATENT[key] for key in LATENT if key != "first_k_dense_replace"} | BIAS,
+    "cwm": HEAD | {"mlp_bias": FLAG, "sliding_window": SMALL},
+    "flex_olmo": BIAS | {"norm_topk_prob": FLAG},
+    "hyperclovax": HEAD | BIAS | {"mlp_bias": FLAG, "use_post_norm": FLAG, "attention_multiplier": st.just(0.5)},
+    "internlm3": HEAD,
+    "iquestcoder": HEAD | BIAS | {"mlp_bias": FLAG},
+    "solar_open": HEAD | BIAS | {key: ROUTED[key] for key in ROUTED if key != "first_k_dense_replace"},
 }
 #: Fields that no class takes a default for that fits the others.
 EXPERTS = {
-    **dict.fromkeys(("qwen2_moe", "qwen3_next", "olmoe"), "num_experts"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "olmoe", "flex_olmo"), "num_experts"),
     **dict.fromkeys(("qwen3_moe", "gpt_oss", "llama4_text"), "num_local_experts"),
     **dict.fromkeys(("phimoe", "granitemoe", "granitemoeshared"), "num_local_experts"),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe"), "n_routed_experts"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"), "n_routed_experts"),
+    **dict.fromkeys(("dots1", "solar_open"), "n_routed_experts"),
+    **dict.fromkeys(("minimax_m2",), "num_local_experts"),
 }
 #: What a class needs to run; its own default is no number, or none that divides.
-NEEDED = {"deepseek_v2": {"num_experts_per_tok": 2}, "glm4_moe": {"head_dim": 128}}
+NEEDED: dict[str, dict[str, int]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    **{key: {"head_dim": 128} for key in ("glm4_moe", "hunyuan_v1_dense", "ministral")},
+}
 COMMON: Options = {
     "vocab_size": st.integers(3, 50),
     "intermediate_size": SMALL,
     "max_position_embeddings": st.integers(8, 64),
     "tie_word_embeddings": FLAG,
 }
-#: Token ids that classes look for in the token table.
-IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+#: A token id that classes look for in the token table.
+IDS = {"pad_token_id": None}
 
 
 @st.composite
@@ -122,14 +149,16 @@ def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     """A small config of `model_type`, from which fields are left out."""
     n_kv_heads = draw(st.integers(1, 3))
     n_heads = n_kv_heads * draw(st.integers(1, 3))
+    d_head = draw(st.sampled_from([2, 4, 6]))
     config = {
         "model_type": model_type,
-        "hidden_size": n_heads * draw(st.sampled_from([2, 4, 6])),
+        "hidden_size": n_heads * d_head,
         "num_hidden_layers": draw(st.integers(1, 7)),
         "num_attention_heads": n_heads,
         "num_key_value_heads": n_kv_heads,
         **IDS,
         **NEEDED.get(model_type, {}),
+        **({"head_dim": d_head} if model_type == "helium" else {}),
     }
     if model_type in EXPERTS:
         config |= {EXPERTS[model_type]: 2 * draw(st.integers(1, 4)), "num_experts_per_tok": draw(st.integers(1, 2))}
