@@ -181,10 +181,30 @@ def test_a_silent_file_is_read_as_the_class_reads_it(model_type: str) -> None:
     assert_defaults(model_type, {"num_hidden_layers": 2, **NEEDED.get(model_type, {})})
 
 
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(sizes=st.lists(SMALL, min_size=4, max_size=4), n_kv_heads=st.sampled_from([1, 2, 4]), clip=st.none() | SMALL)
+def test_dbrx_is_read_from_objects_inside_its_config(sizes: list[int], n_kv_heads: int, clip: int | None) -> None:
+    """DBRX's heads, experts and bounds stand in `attn_config` and `ffn_config`."""
+    layers, half, width, experts = sizes
+    attention = {"kv_n_heads": n_kv_heads, "clip_qkv": clip, "rope_theta": 500000.0}
+    mixture = {"ffn_hidden_size": width, "moe_num_experts": experts, "moe_top_k": 1}
+    toy = {"d_model": 8 * half, "n_heads": 4, "n_layers": layers, "vocab_size": 40, "max_seq_len": 16}
+
+    model = assert_same({"model_type": "dbrx", **toy, "attn_config": attention, "ffn_config": mixture})
+
+    block = model.spec.layers[0].block.model_dump()
+    assert (block["attention"]["clip"], block["mlp"]["n_active"]) == (clip, 1)
+
+
 def _published() -> list[Any]:
     """The published models of these types, each with its config."""
+    types = {*OPTIONS, "dbrx"}
     configs = [(fact, json.loads((DATA / "configs" / fact["config_file"]).read_text())) for fact in facts()]
-    return [pytest.param(fact, config, id=fact["id"]) for fact, config in configs if config["model_type"] in OPTIONS]
+    return [
+        pytest.param(fact, config, id=fact["id"])
+        for fact, config in configs
+        if config["model_type"] in {*OPTIONS, "dbrx"}
+    ]
 
 
 @pytest.mark.parametrize(("fact", "config"), _published())
