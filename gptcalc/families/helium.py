@@ -13,7 +13,7 @@ class Helium(Llama):
 
     model_type = "helium"
     interleaved = True
-    huggingface = Llama.huggingface | {"attention_bias": ("qkv_bias",)}
+    huggingface = dict(Llama.huggingface) | {"attention_bias": ("qkv_bias",)}
     defaults = {
         **Llama.defaults,
         "n_vocab": 48000,

@@ -16,7 +16,7 @@ class HyperCLOVAX(Granite):
     """transformers' `HyperCLOVAXForCausalLM`; where a file is silent, scores have the usual scale."""
 
     model_type = "hyperclovax"
-    huggingface = Granite.huggingface | {"attention_multiplier": ("score_scale",)}
+    huggingface = dict(Granite.huggingface) | {"attention_multiplier": ("score_scale",)}
     defaults = {**Granite.defaults}
 
     score_scale: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None

@@ -7,7 +7,7 @@ class InternLM3(Llama):
     """transformers' `LlamaForCausalLM`, by the config of InternLM 3."""
 
     model_type = "internlm3"
-    huggingface = Llama.huggingface | {"qkv_bias": ("qkv_bias", "out_bias"), "bias": ("mlp_bias",)}
+    huggingface = dict(Llama.huggingface) | {"qkv_bias": ("qkv_bias", "out_bias"), "bias": ("mlp_bias",)}
     defaults = {
         **Llama.defaults,
         "n_vocab": 128512,

@@ -7,7 +7,7 @@ class SeedOSS(Llama):
     """transformers' `SeedOssForCausalLM`."""
 
     model_type = "seed_oss"
-    huggingface = Llama.huggingface | {
+    huggingface = dict(Llama.huggingface) | {
         "attention_bias": ("qkv_bias",),
         "attention_out_bias": ("out_bias",),
         "residual_dropout": ("residual_dropout",),

@@ -198,7 +198,6 @@ def test_dbrx_is_read_from_objects_inside_its_config(sizes: list[int], n_kv_head
 
 def _published() -> list[Any]:
     """The published models of these types, each with its config."""
-    types = {*OPTIONS, "dbrx"}
     configs = [(fact, json.loads((DATA / "configs" / fact["config_file"]).read_text())) for fact in facts()]
     return [
         pytest.param(fact, config, id=fact["id"])
