@@ -15,6 +15,7 @@ from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
+from gptcalc.parts.latent import LatentAttention
 from gptcalc.parts.mlp import MixtureMLP
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
@@ -149,11 +150,14 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
     found = []
     for group in spec.layers:
         part = group.block.attention if isinstance(group.block, Block) else None
-        if not isinstance(part, MultiHeadAttention):
+        if isinstance(part, LatentAttention):
+            sizes = (part.n_heads, part.n_heads, part.d_nope + part.d_rope, part.d_value)
+        elif isinstance(part, MultiHeadAttention):
+            sizes = (part.n_heads, part.n_kv_heads, part.d_head, part.d_head)
+        else:
             raise InvalidValueError(f"memory: read a block of kind {group.block.kind!r}, whose ops are not known")
         dropout = part.dropout if training else 0.0
-        sizes = (plan.batch, plan.seq, part.n_heads, part.n_kv_heads, part.d_head)
-        heads = Heads(*sizes, dropout, plan.precision, training)
+        heads = Heads(plan.batch, plan.seq, *sizes, dropout, plan.precision, training)
         found.append(choose_attention(plan.attention, heads, chip, torch))
     return tuple(found)
 

@@ -22,6 +22,7 @@ from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
+from gptcalc.parts.latent import LatentAttention
 from gptcalc.parts.loss import cross_entropy
 from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
 from gptcalc.parts.stage import input_stage
@@ -165,7 +166,7 @@ def _cache(spec: Spec, block: Part, plan: Plan) -> tuple[str, tuple[Tensor, ...]
     """The attention's name, and what its layer has room for: T tokens of B sequences."""
     batch, seq = Dim("B", plan.batch), Dim("T", plan.seq)
     part = block.attention if isinstance(block, Block) else block
-    if isinstance(part, MultiHeadAttention):
+    if isinstance(part, MultiHeadAttention | LatentAttention):
         return part.name, part.cache(batch, seq, plan.kv_dtype)
     kept = remembered(spec, block)
     seen = seq if kept.window is None else Dim("W", min(seq.size, kept.window))

@@ -12,6 +12,7 @@ from gptcalc.modules.checks import InputRangeError, InputValueError
 from gptcalc.modules.decoder import Decoder, DecoderOutput, Trunk, Unembedding, build
 from gptcalc.modules.embedding import GPTEmbedding, GPTEmbeddingConfig, TokenEmbedding
 from gptcalc.modules.itemised import Itemised, register
+from gptcalc.modules.latent import LatentAttention
 from gptcalc.modules.mixture import Experts, MixtureMLP
 from gptcalc.modules.mlp import DenseMLP, GatedMLP
 from gptcalc.modules.norm import LayerNorm, RMSNorm
@@ -31,6 +32,7 @@ __all__ = [
     "InputValueError",
     "Itemised",
     "KVCache",
+    "LatentAttention",
     "LayerNorm",
     "MixtureMLP",
     "MultiHeadAttention",

@@ -55,7 +55,7 @@ def attention(  # noqa: PLR0913  what torch's own function takes
     the `mask` (T, S). Which kernel torch picks is not known on meta: there `auto` is an error.
     """
     grouped = key.shape[1] < query.shape[1]
-    _check(backend, query, grouped=grouped)
+    _check(backend, query, value, grouped=grouped)
     if backend == "eager":
         return _eager(query, key, value, dropout_p, mask, scale)
     if query.is_meta:
@@ -78,12 +78,16 @@ def check_backend(backend: str) -> None:
         raise UnknownNameError.near("attention", str(backend), BACKENDS)
 
 
-def _check(backend: str, query: Tensor, *, grouped: bool) -> None:
+def _check(backend: str, query: Tensor, value: Tensor, *, grouped: bool) -> None:
     check_backend(backend)
     if backend == "auto" and query.is_meta:
         raise InvalidValueError("attention: read 'auto' on the meta device; allowed: the name of a kernel")
     if backend == "efficient" and grouped:
         raise InvalidValueError("attention: read 'efficient' with grouped heads; allowed: flash, cudnn, math, eager")
+    if backend == "flash" and value.shape[-1] != query.shape[-1]:
+        raise InvalidValueError(
+            "attention: read 'flash' with values of another size than keys; allowed: cudnn, math, eager"
+        )
     if backend in ("flash", "cudnn") and query.dtype not in _HALF:
         raise InvalidValueError(
             f"attention: read {backend!r} with {query.dtype}; allowed: torch.bfloat16, torch.float16"

@@ -1,7 +1,7 @@
 """Attention's core by backend: which kernels torch runs between query, key, value and their weighted sum."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from gptcalc import tape
 from gptcalc.formula import Dim, Product
@@ -25,10 +25,21 @@ class Given(NamedTuple):
     value: Tensor
 
 
-Attend = Callable[["MultiHeadAttention", Setting, Rows, Given], Tensor]
+class Attends(Protocol):
+    """What a backend must know of the part that it works for."""
+
+    dropout: float
+    #: Whether keys and values come out of the cache as they lie there, by head.
+    reads_heads_of_cache: ClassVar[bool]
+
+    def cache(self, batch: Dim, seq: Dim, dtype: str) -> tuple[Tensor, Tensor]:
+        """Room for T tokens of B sequences: (B, heads, T, size) each."""
 
 
-def fused(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given) -> Tensor:
+Attend = Callable[[Attends, Setting, Rows, Given], Tensor]
+
+
+def fused(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     """One kernel, by `setting.attention`: flash, cuDNN's, or the mem-efficient one. The output is (B, T, N, H)."""
     pads = _is_padded(setting, given.query)
     query, key, value = _padded(rows, given) if pads else given
@@ -69,13 +80,13 @@ def _padded(rows: Rows, given: Given) -> Given:
 # --- Written out: one kernel after the other --------------------------------------------------------------------------
 
 
-def eager(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given) -> Tensor:
+def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     """Products, softmax and dropout, as transformers' GPT-2 has them. The output is (B, N, T, H).
 
     The first layer of a pass makes the mask for all.
     """
     mask = _shared_mask(setting, rows) if setting.cached is None else None
-    query, key, value = _in_memory_order(setting, given)
+    query, key, value = _in_memory_order(part, setting, given)
     keys, values = _for_all_heads(rows, query, key, value)
     product = _product(rows, query, keys, _scores(query, key))
     scores = rows(tape.scale(product, "scaled scores"))
@@ -90,13 +101,13 @@ def eager(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given
     return out
 
 
-def math(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given) -> Tensor:
+def math(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     """What torch's `scaled_dot_product_attention` runs where no fused kernel does, in fp32. The output is (B, N, T, H).
 
     √scale goes to query and key each, every layer makes a mask, and the weights are cast back though nobody reads them
     [attention.cpp, _scaled_dot_product_attention_math].
     """
-    wide, dtype = _in_memory_order(setting, given), given.query.dtype
+    wide, dtype = _in_memory_order(part, setting, given), given.query.dtype
     if is_half := dtype != "fp32":
         wide = Given(*[rows(tape.cast(x, "fp32", f"{x.label} in fp32")) for x in wide])
     query = rows(tape.scale(wide.query, "scaled query"))
@@ -120,9 +131,9 @@ def math(part: "MultiHeadAttention", setting: Setting, rows: Rows, given: Given)
     return out
 
 
-def _in_memory_order(setting: Setting, given: Given) -> Given:
+def _in_memory_order(part: Attends, setting: Setting, given: Given) -> Given:
     """Keys and values of a cache lie there as (B, K, S, H)."""
-    if setting.cached is None:
+    if setting.cached is None or not part.reads_heads_of_cache:
         return given
     batch, seq, heads, size = given.key.dims
     key, value = (x._replace(dims=(batch, heads, seq, size), base=x) for x in given[1:])
@@ -182,7 +193,7 @@ def _by_matrix(rows: Rows, x: Tensor) -> Tensor:
     return rows(tape.clone(x, f"copy of {x.label}", batch, heads, seq, size))
 
 
-def _dropped(part: "MultiHeadAttention", setting: Setting, rows: Rows, shares: Tensor) -> Tensor:
+def _dropped(part: Attends, setting: Setting, rows: Rows, shares: Tensor) -> Tensor:
     if not (setting.training and part.dropout):
         return shares
     dropped = rows(tape.dropout(shares, "dropped attention weights"))
@@ -204,7 +215,7 @@ def _safe_softmax(rows: Rows, scores: Tensor) -> Tensor:
 
 def _weighted_sum(rows: Rows, query: Tensor, shares: Tensor, values: Tensor) -> Tensor:
     """(B, N, T, H), of which the gradient comes as (B, T, N, H)."""
-    batch, heads, seq, size = tape.heads_first(query)
+    (batch, heads, seq, _), size = tape.heads_first(query), values.dims[-1]
     out = _product(rows, shares, values, tape.made(shares, "weighted values", batch, heads, seq, size))
     if tape.joins(tape.made(out, "gradient", batch, seq, heads, size), batch, heads):
         return out
@@ -275,6 +286,21 @@ def _from_attention(part: "MultiHeadAttention", setting: Setting, x: Tensor, *, 
     if is_key and part.n_heads == part.n_kv_heads:
         return tape.made(x, "gradient", batch, heads, size, seq)
     return tape.made(x, "gradient", batch, heads, seq, size)
+
+
+def read_cache(part: Attends, setting: Setting, rows: Rows, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """All keys and values (B, S, heads, size), those of this step among them: views, or casts to the compute dtype."""
+    batch, seq = setting.tokens[0], setting.cached or setting.seq
+    found = []
+    for kept in part.cache(batch, seq, setting.kv_dtype):
+        view = rows(tape.cut(kept, f"{kept.label} so far", batch, seq, kept.dims[1], kept.dims[3]))
+        if kept.dtype != setting.dtype:
+            wide = rows(tape.cast(view, setting.dtype, f"{kept.label} in {setting.dtype}"))
+            rows.drop(view)
+            view = wide
+        found.append(view)
+    rows.drop(key, value)
+    return found[0], found[1]
 
 
 def side_by_side(rows: Rows, joined: Tensor, dims: Product) -> Tensor:

@@ -1,7 +1,7 @@
 """Attention: who looks at whom."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Slice, Weight, Weighted, linear
@@ -31,6 +31,7 @@ class MultiHeadAttention(Weighted):
     """
 
     without_ops = ("norm_over", "clip", "window", "softcap", "alibi", "sinks", "gated", "tempered")
+    reads_heads_of_cache: ClassVar[bool] = True
     kind: Literal["multi_head"] = "multi_head"
     n_heads: Size
     n_kv_heads: Size
@@ -111,7 +112,7 @@ class MultiHeadAttention(Weighted):
         if self.norm_after_rotary:
             query, key = self._normalised(setting, rows, query, key)
         if setting.cached is not None:
-            key, value = self._read_cache(setting, setting.cached, rows, key, value)
+            key, value = attend.read_cache(self, setting, rows, key, value)
         joined = attend.BACKENDS[setting.attention](self, setting, rows, attend.Given(query, key, value))
         flat = attend.side_by_side(rows, joined, query.dims)
         out = self._layer(setting, rows, self.out_name, flat, tape.made(x, "attention output"), bias=self.out_bias)
@@ -206,21 +207,3 @@ class MultiHeadAttention(Weighted):
 
         dims = (batch, Dim("K", self.n_kv_heads), seq, Dim("H", self.d_head))
         return tape.Tensor("cached keys", dims, dtype), tape.Tensor("cached values", dims, dtype)
-
-    def _read_cache(
-        self, setting: "Setting", seq: Dim, rows: "Rows", key: "Tensor", value: "Tensor"
-    ) -> "tuple[Tensor, Tensor]":
-        """All keys and values (B, S, K, H), those of this step among them: views, or casts to the compute dtype."""
-        from gptcalc import tape
-
-        batch = setting.tokens[0]
-        found = []
-        for kept in self.cache(batch, seq, setting.kv_dtype):
-            view = rows(tape.cut(kept, f"{kept.label} so far", batch, seq, *key.dims[2:]))
-            if kept.dtype != setting.dtype:
-                wide = rows(tape.cast(view, setting.dtype, f"{kept.label} in {setting.dtype}"))
-                rows.drop(view)
-                view = wide
-            found.append(view)
-        rows.drop(key, value)
-        return found[0], found[1]

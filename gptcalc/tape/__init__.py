@@ -4,6 +4,7 @@ from gptcalc.tape.backward import ROWS_PER_PARTIAL as ROWS_PER_PARTIAL
 from gptcalc.tape.backward import SORTED_ABOVE as SORTED_ABOVE
 from gptcalc.tape.backward import backward as backward
 from gptcalc.tape.backward import gradient as gradient
+from gptcalc.tape.layout import is_dense as is_dense
 from gptcalc.tape.layout import joins as joins
 from gptcalc.tape.rows import ROWS_PER_SM as ROWS_PER_SM
 from gptcalc.tape.rows import Access as Access
@@ -27,6 +28,7 @@ from gptcalc.tape.rows import cut as cut
 from gptcalc.tape.rows import divide as divide
 from gptcalc.tape.rows import dropout as dropout
 from gptcalc.tape.rows import embedding as embedding
+from gptcalc.tape.rows import expand as expand
 from gptcalc.tape.rows import gather as gather
 from gptcalc.tape.rows import heads_first as heads_first
 from gptcalc.tape.rows import join as join

@@ -323,6 +323,13 @@ def _repeat_backward(op: Op, dys: Incoming) -> Found:
     return Found((whole("aten::sum", (dys[op.output],), gradient(x)),), {x: gradient(x)})
 
 
+def _expand_backward(op: Op, dys: Incoming) -> Found:
+    """The gradients of an element that was seen several times are summed; of one seen once, it is a view."""
+    x = op.reads[0].tensor
+    rule = _spread_backward if op.output.bytes == x.bytes else _by("aten::sum")
+    return rule(op, dys)
+
+
 def _bmm_backward(op: Op, dys: Incoming) -> Found:
     """The second factor's gradient comes first."""
     (x, other), dy = _inputs(op), dys[op.output]
@@ -367,6 +374,7 @@ _RULES: dict[str, Rule] = {
     "aten::unbind": _unbind_backward,
     "aten::transpose": _copy_back,
     "aten::clone": _clone_backward,
+    "aten::expand": _expand_backward,
     "aten::repeat_interleave": _repeat_backward,
     "aten::bmm": _bmm_backward,
     "aten::add_": _add_backward,

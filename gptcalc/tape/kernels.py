@@ -96,6 +96,7 @@ class Heads(NamedTuple):
     n_heads: int
     n_kv_heads: int
     d_head: int
+    d_value: int
     dropout: float
     dtype: str
     training: bool
@@ -149,6 +150,8 @@ def _not_flash(heads: Heads, chip: Chip) -> str:
         return heads.dtype
     if chip.capability < (8, 0):
         return "devices before sm80"
+    if size != heads.d_value:
+        return "values of another size than keys"
     if size > FLASH_LARGEST:
         return f"heads of more than {FLASH_LARGEST}"
     small = chip.capability in ((8, 6), (8, 9), (12, 0), (12, 1))
@@ -158,14 +161,14 @@ def _not_flash(heads: Heads, chip: Chip) -> str:
 
 
 def _not_cudnn(heads: Heads, chip: Chip, torch: Version) -> str:
-    size = heads.d_head
+    sizes = (heads.d_head, heads.d_value)
     largest = CUDNN_LARGER if chip.capability == (9, 0) and torch >= CUDNN_LARGER_SINCE else CUDNN_LARGEST
     if not heads.is_half:
         return heads.dtype
     if chip.capability < (8, 0):
         return "devices before sm80"
-    if size > largest or size % CUDNN_STEP:
-        return f"heads of {size} (multiples of {CUDNN_STEP} up to {largest})"
+    if wrong := [size for size in sizes if size > largest or size % CUDNN_STEP]:
+        return f"heads of {wrong[0]} (multiples of {CUDNN_STEP} up to {largest})"
     if torch >= CUDNN_DROPOUT_SINCE and (heads.dropout * CUDNN_DROPOUT_STEPS) % 1:
         return f"a dropout of {heads.dropout:g} (multiples of 1/{CUDNN_DROPOUT_STEPS})"
     if heads.n_keys == 1:
@@ -180,7 +183,8 @@ def _not_efficient(heads: Heads, chip: Chip, torch: Version) -> str:
         return "bf16 before sm80"
     modern = chip.capability >= (8, 0)
     step = 8 if heads.is_half else 4 if modern else 1
-    return f"heads of {heads.d_head} (multiples of {step})" if heads.d_head % step else ""
+    wrong = [size for size in (heads.d_head, heads.d_value) if size % step]
+    return f"heads of {wrong[0]} (multiples of {step})" if wrong else ""
 
 
 class CudaKernels:

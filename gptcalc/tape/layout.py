@@ -17,8 +17,19 @@ def joins(x: Tensor, *axes: Dim) -> bool:
     Of values that lie as (B, T, N, H), B and T join; B and N do not: from the last head of a sequence to the first of
     the next one is farther than from head to head. Axes of one element are in nobody's way.
     """
-    lies = x.dims if x.bytes == x.owner.bytes else x.owner.dims
-    steps = list(accumulate((dim.size for dim in reversed(lies[1:])), mul, initial=1))[::-1]
-    strides = dict(zip(x.dims, steps, strict=True))
+    strides = _strides(x)
     long = [axis for axis in axes if axis.size > 1]
     return all(strides[outer] == strides[inner] * inner.size for outer, inner in pairwise(long))
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of x lie one after the other, in the order of its axes (`Tensor.is_contiguous`)."""
+    strides, long = _strides(x), [axis for axis in x.dims if axis.size > 1]
+    return joins(x, *long) and (not long or strides[long[-1]] == 1)
+
+
+def _strides(x: Tensor) -> dict[Dim, int]:
+    """How far apart the elements of each axis are."""
+    lies = x.dims if x.bytes == x.owner.bytes else x.owner.dims
+    steps = list(accumulate((dim.size for dim in reversed(lies[1:])), mul, initial=1))[::-1]
+    return dict(zip(x.dims, steps, strict=True))

@@ -332,7 +332,7 @@ def attention(  # noqa: PLR0913, PLR0917  what the kernel is given
     backend: str, query: Tensor, key: Tensor, value: Tensor, label: str, lse: Tensor, seeds: Iterable[Tensor]
 ) -> Op:
     """One fused kernel: the output, the logarithm of each softmax's sum in fp32, and the state of the dropout."""
-    written = (made(query, label), lse, *seeds)
+    written = (made(query, label, *query.dims[:-1], value.dims[-1]), lse, *seeds)
     op = whole(f"aten::_scaled_dot_product_{backend}_attention", (query, key, value), *written)
     return op._replace(saves=(key, query, value, lse, op.output, *written[2:]))
 
@@ -437,6 +437,11 @@ def clone(x: Tensor, label: str, *dims: Dim) -> Op:
 def repeat(x: Tensor, label: str, *dims: Dim) -> Op:
     """A copy of x with each head repeated; its gradient is a sum."""
     return whole("aten::repeat_interleave", (x,), made(x, label, *dims))
+
+
+def expand(x: Tensor, label: str, *dims: Dim) -> Op:
+    """A view of x in which each element is seen several times; its gradient is a sum."""
+    return whole("aten::expand", (x,), Tensor(label, dims, x.dtype, base=x))
 
 
 def bmm(x: Tensor, other: Tensor, out: Tensor) -> Op:
