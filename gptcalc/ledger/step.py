@@ -233,7 +233,8 @@ def _trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequenc
     if not isinstance(spec.embedding, TokenEmbedding):
         raise TypeError(f"part {spec.embedding.kind!r} is no token table")
     positions = spec.positions if isinstance(spec.positions, LearnedPositions | SinusoidalPositions) else None
-    rows = input_stage(inside, spec.embedding, positions, training=at.training).ops
+    between = [part for part in (spec.embedding_projection, spec.embedding_norm) if part is not None]
+    rows = input_stage(inside, spec.embedding, positions, between=between, training=at.training).ops
     found = [Stretch("input", None, rows, rows[-1].output)]
     for group, layers, kernel in zip(among, spec.layers, attention, strict=True):
         for layer in range(group.first, group.first + group.recorded):
@@ -243,21 +244,20 @@ def _trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequenc
 
 
 def _head(spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tensor], *, last: bool = False) -> Stretch:
-    """Final norm, unembedding (of the `last` position alone, or of all), and in training the loss."""
+    """Final norm, projection, unembedding (of the `last` position alone, or of all), and in training the loss."""
     rows, x = Rows(at), at.x
     inside = at.within(spec.trunk)
-    if spec.final_norm is not None:
-        rows += ops_of(spec.final_norm, inside, x)
-        rows.drop(x, *shared)
+    for part in (part for part in (spec.final_norm, spec.output_projection) if part is not None):
+        rows += ops_of(part, inside, x)
+        rows.drop(x)
         x = rows[-1].output
-    else:
-        rows.append(leave(*shared))
+    rows.append(leave(*shared))
     if last:
-        before, x = x, rows(cut(x, "last position", at.tokens[0], Dim("1", 1), at.width))
+        before, x = x, rows(cut(x, "last position", at.tokens[0], Dim("1", 1), x.dims[-1]))
         rows.drop(before)
-    table = inside.within(spec.embedding.name).weight("token table", "weight", at.n_vocab, at.width)
-    if not isinstance(spec.unembedding, Unembedding):
-        raise TypeError(f"part {spec.unembedding.kind!r} is no unembedding")
+    if not isinstance(spec.unembedding, Unembedding) or not isinstance(spec.embedding, TokenEmbedding):
+        raise TypeError(f"part {spec.unembedding.kind!r} is no unembedding, or {spec.embedding.kind!r} no token table")
+    table = spec.embedding.table(inside.within(spec.embedding.name))
     rows += spec.unembedding.ops(at.within(spec.unembedding.name), x, table)
     logits = rows[-1].output
     if targets is None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from gptcalc.errors import UnknownNameError
 from gptcalc.modules import ops
 from gptcalc.modules.checks import IGNORED_TARGET, InputValueError, check_targets
-from gptcalc.modules.embedding import GPTEmbedding, GPTEmbeddingConfig
+from gptcalc.modules.embedding import Beside, GPTEmbedding, GPTEmbeddingConfig
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_normal, make, register
 from gptcalc.modules.passing import KVCache, Pass
 from gptcalc.spec import Spec
@@ -49,15 +49,28 @@ def _check_cache(x: Tensor, cache: KVCache | None, start: int) -> None:
 
 @register("unembedding")
 class Unembedding(Itemised):
-    """D to V: a score for each token. Tied (Press & Wolf 2017): its weight is the token table, given by the decoder."""
+    """D to V: a score for each token. Tied (Press & Wolf 2017): its weight is the token table, given by the decoder.
 
-    def __init__(self, dims: Dims, *, tied: bool, bias: bool = False) -> None:
+    Its input may be narrower (`d_embed`). Scores are multiplied by `multiplier`, then bounded: c·tanh(score/c) for a
+    `softcap` c (Gemma 2).
+    """
+
+    def __init__(  # noqa: PLR0913  the fields of the part
+        self,
+        dims: Dims,
+        *,
+        tied: bool,
+        bias: bool = False,
+        d_embed: int | None = None,
+        multiplier: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
         """Allocate and initialise what is its own."""
         super().__init__()
-        self.tied = tied
+        self.tied, self.multiplier, self.softcap = tied, multiplier, softcap
         self.weight: nn.Parameter | None
         self.bias: nn.Parameter | None
-        self.register_parameter("weight", None if tied else empty(dims.n_vocab, dims.d_model))
+        self.register_parameter("weight", None if tied else empty(dims.n_vocab, d_embed or dims.d_model))
         self.register_parameter("bias", empty(dims.n_vocab) if bias else None)
         self.reset_parameters()
 
@@ -76,7 +89,14 @@ class Unembedding(Itemised):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to logits (B, T, V)."""
-        return functional.linear(x, self.matrix, self.bias)
+        logits = functional.linear(x, self.matrix, self.bias)
+        if self.multiplier != 1.0:
+            logits = logits * self.multiplier
+        if self.softcap is not None:
+            logits = logits / self.softcap
+            logits = torch.tanh(logits)
+            logits = logits * self.softcap
+        return logits
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The matrix, tied or not, and the bias."""
@@ -91,7 +111,7 @@ class Trunk(GPTEmbedding):
     def __init__(self, spec: Spec, attention: str = "auto") -> None:
         """Build every layer of every group."""
         positions = "" if spec.positions is None else spec.positions.name
-        super().__init__(_input_config(spec), names=(spec.embedding.name, positions))
+        super().__init__(_input_config(spec), names=(spec.embedding.name, positions), beside=_beside(spec))
         dims = Dims.of(spec)
         ops.check_backend(attention)
         self.attention = attention
@@ -102,11 +122,14 @@ class Trunk(GPTEmbedding):
         self.norm_name = None if spec.final_norm is None else spec.final_norm.name
         if spec.final_norm is not None:
             self.attach(spec.final_norm.name, make(spec.final_norm.model_dump(), dims))
+        self.projection_name = None if spec.output_projection is None else spec.output_projection.name
+        if spec.output_projection is not None:
+            self.attach(spec.output_projection.name, make(spec.output_projection.model_dump(), dims))
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The layers, the first one first."""
-        layers = getattr(self, self.layers_name)
+        layers = self.get_submodule(self.layers_name)
         if not isinstance(layers, nn.ModuleList):
             raise TypeError(f"{self.layers_name} is a {type(layers).__name__}, not the list of layers")
         return layers
@@ -125,20 +148,27 @@ class Trunk(GPTEmbedding):
         shared = Pass(start, self.attention)
         for layer, block in enumerate(self.blocks):
             x = block(x, shared, None if cache is None else cache.layers[layer])
-        return x if self.norm_name is None else self.child(self.norm_name)(x)
+        for name in self._last:
+            x = self.child(name)(x)
+        return x
+
+    @property
+    def _last(self) -> tuple[str, ...]:
+        """The final norm and the projection, where there are any."""
+        return tuple(name for name in (self.norm_name, self.projection_name) if name is not None)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
-        """Input stage, layers, final norm."""
+        """Input stage, layers, final norm, projection."""
         yield from super().itemise()
         for block in self.blocks:
             if isinstance(block, Itemised):
                 yield from block.itemise()
-        if self.norm_name is not None:
-            yield from self.child(self.norm_name).itemise()
+        for name in self._last:
+            yield from self.child(name).itemise()
 
 
 def _input_config(spec: Spec) -> GPTEmbeddingConfig:
-    """The input stage's hyperparameters; a field of a part that the stage does not have is an error."""
+    """The hyperparameters that every input stage has; what only some have is `_beside`."""
     if spec.embedding.kind != "token_embedding":
         raise UnknownNameError.near("kind of input stage", spec.embedding.kind, ["token_embedding"])
     fields: dict[str, Any] = Dims.of(spec)._asdict() | spec.embedding.model_dump(
@@ -146,8 +176,15 @@ def _input_config(spec: Spec) -> GPTEmbeddingConfig:
     )
     if spec.positions is None:
         return GPTEmbeddingConfig(positions="none", **fields)
-    extra = spec.positions.model_dump(exclude={"kind", "name"}, exclude_defaults=True)
-    return GPTEmbeddingConfig(positions=spec.positions.kind, **fields, **extra)
+    return GPTEmbeddingConfig(positions=spec.positions.kind, **fields)
+
+
+def _beside(spec: Spec) -> Beside:
+    """The other fields of the tables, and the parts between token rows and the sum with positions."""
+    token = spec.embedding.model_dump(include={"multiplier", "d_embed"})
+    position = {} if spec.positions is None else spec.positions.model_dump(exclude={"kind", "name"})
+    between = [part.model_dump() for part in (spec.embedding_projection, spec.embedding_norm) if part is not None]
+    return Beside(token, position, between)
 
 
 class Decoder(Itemised):

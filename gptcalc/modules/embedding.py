@@ -9,9 +9,9 @@ Radford et al. 2018 (§3.1: h₀ = U·Wₑ + Wₚ) and 2019; Vaswani et al. 2017
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gptcalc.errors import UnknownNameError, shown
 from gptcalc.modules import ops
 from gptcalc.modules.checks import InputValueError, check_tokens
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_normal, make, register
+from gptcalc.modules.linear import Linear
 from gptcalc.modules.norm import LayerNorm
 from gptcalc.modules.positions import PositionalEmbedding, SinusoidalPositionalEmbedding
 from gptcalc.spec import Probability, Record, Size
@@ -119,14 +120,15 @@ def _positions(use_sinusoidal: object) -> Positions:
 class TokenEmbedding(Itemised):
     """A row of width D for each of V tokens: V·D parameters, from N(0, 0.02²) (Radford et al. 2018, §4.1).
 
-    `scaled` multiplies the rows by √D on the way out (Vaswani et al. 2017, §3.4); GPT-1 to GPT-3 do not.
+    `scaled` multiplies the rows by √D on the way out (Vaswani et al. 2017, §3.4), else `multiplier` does;
+    GPT-1 to GPT-3 have neither.
     """
 
-    def __init__(self, vocab_size: int, embed_dim: int, *, scaled: bool = False) -> None:
+    def __init__(self, vocab_size: int, embed_dim: int, *, scaled: bool = False, multiplier: float = 1.0) -> None:
         """Allocate `weight` (V, D) and draw it."""
         super().__init__()
         self.vocab_size = vocab_size
-        self.scale = sqrt(embed_dim) if scaled else None
+        self.scale = sqrt(embed_dim) if scaled else None if multiplier == 1.0 else multiplier
         self.weight = empty(vocab_size, embed_dim)
         self.reset_parameters()
 
@@ -149,15 +151,38 @@ class TokenEmbedding(Itemised):
 
 
 @register("token_embedding")
-def _token_embedding(dims: Dims, *, scaled: bool = False) -> TokenEmbedding:
-    return TokenEmbedding(vocab_size=dims.n_vocab, embed_dim=dims.d_model, scaled=scaled)
+def _token_embedding(
+    dims: Dims, *, scaled: bool = False, multiplier: float = 1.0, d_embed: int | None = None
+) -> TokenEmbedding:
+    """Rows may be narrower than D (W = `d_embed`), whose root it is all the same."""
+    width = dims.d_model if d_embed is None else d_embed
+    factor = sqrt(dims.d_model) if scaled else multiplier
+    return TokenEmbedding(vocab_size=dims.n_vocab, embed_dim=width, multiplier=factor)
+
+
+@register("projection")
+def _projection(dims: Dims, *, d_embed: int, widens: bool) -> Linear:
+    """From token rows of width W to D, or back before the unembedding (Zhang et al. 2022)."""
+    ins, out = (d_embed, dims.d_model) if widens else (dims.d_model, d_embed)
+    return Linear(ins, [("embedding_proj", out)])
+
+
+class Beside(NamedTuple):
+    """What only some decoders have at the input: fields of the tables, and parts between token rows and the sum."""
+
+    token: Mapping[str, Any] = {}
+    position: Mapping[str, Any] = {}
+    between: Sequence[Mapping[str, Any]] = ()
+
+
+_NOTHING = Beside()
 
 
 class GPTEmbedding(Itemised):
     """Token and position rows, added; then an optional LayerNorm, then dropout: V·D + C·D parameters with GPT-2's form.
 
     Give a `GPTEmbeddingConfig`, or its fields by keyword. The children are `wte` and `wpe`, as in GPT-2's checkpoints,
-    unless `names` says otherwise.
+    unless `names` says otherwise. What a decoder has `beside` is added by its trunk.
     """
 
     def __init__(
@@ -165,6 +190,7 @@ class GPTEmbedding(Itemised):
         config: GPTEmbeddingConfig | None = None,
         *,
         names: tuple[str, str] = ("wte", "wpe"),
+        beside: Beside = _NOTHING,
         **fields: Any,
     ) -> None:
         """Build the tables on the default device."""
@@ -173,9 +199,12 @@ class GPTEmbedding(Itemised):
         dims = Dims(config.d_model, config.n_vocab, config.n_ctx)
         self.dropout = config.dropout
         self.token_name, self.position_name = names[0], names[1] if config.positions != "none" else None
-        self.attach(self.token_name, make({"kind": "token_embedding", "scaled": config.scaled}, dims))
+        self.attach(self.token_name, make({"kind": "token_embedding", "scaled": config.scaled, **beside.token}, dims))
+        self.between = tuple(str(part["name"]) for part in beside.between)
+        for part in beside.between:
+            self.attach(str(part["name"]), make(part, dims))
         if self.position_name is not None:
-            self.attach(self.position_name, make({"kind": config.positions}, dims))
+            self.attach(self.position_name, make({"kind": config.positions, **beside.position}, dims))
         # Without learned weights it has nothing to name, and a trunk may call its final norm as it likes.
         self.input_norm = LayerNorm(dims, learned=config.layer_norm)
         self.always_normalised = config.layer_norm
@@ -201,6 +230,8 @@ class GPTEmbedding(Itemised):
         int32, not of two axes, or longer than a learned table (T > C); an `IndexError` where one is no token.
         """
         x: Tensor = self.child(self.token_name)(input_ids)
+        for name in self.between:
+            x = self.child(name)(x)
         if self.position_name is not None:
             x = x + self.child(self.position_name)(x, start)
         if use_layer_norm or self.always_normalised:
@@ -208,8 +239,9 @@ class GPTEmbedding(Itemised):
         return ops.dropout(x, self.dropout, self.training)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
-        """Tokens, positions, and the norm's weights where they are learned."""
-        yield from self.child(self.token_name).itemise()
+        """Tokens, what stands between, positions, and the norm's weights where they are learned."""
+        for name in (self.token_name, *self.between):
+            yield from self.child(name).itemise()
         if self.position_name is not None:
             yield from self.child(self.position_name).itemise()
         yield from self.input_norm.itemise()

@@ -13,13 +13,16 @@ from gptcalc.modules.itemised import Dims, Itemised, empty, init_normal, registe
 
 
 class PositionalEmbedding(Itemised):
-    """A learned row of width D for each of C positions (Radford et al. 2018, §4.1): C·D parameters."""
+    """A learned row of width D for each of C positions (Radford et al. 2018, §4.1): C·D parameters.
 
-    def __init__(self, max_seq_len: int, embed_dim: int) -> None:
+    The first `offset` rows of the table, beyond C, belong to no position.
+    """
+
+    def __init__(self, max_seq_len: int, embed_dim: int, *, offset: int = 0) -> None:
         """Allocate `weight` (C, D) and draw it from N(0, 0.02²)."""
         super().__init__()
-        self.max_seq_len = max_seq_len
-        self.weight = empty(max_seq_len, embed_dim)
+        self.max_seq_len, self.offset = max_seq_len, offset
+        self.weight = empty(max_seq_len + offset, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -33,7 +36,8 @@ class PositionalEmbedding(Itemised):
         """
         end = start + x.shape[1]
         check_length(end, self.max_seq_len)
-        return functional.embedding(torch.arange(start, end, device=x.device), self.weight)
+        places = torch.arange(start + self.offset, end + self.offset, device=x.device)
+        return functional.embedding(places, self.weight)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The table."""
@@ -73,8 +77,8 @@ class SinusoidalPositionalEmbedding(Itemised):
 
 
 @register("learned")
-def _learned(dims: Dims) -> PositionalEmbedding:
-    return PositionalEmbedding(max_seq_len=dims.n_ctx, embed_dim=dims.d_model)
+def _learned(dims: Dims, *, offset: int = 0) -> PositionalEmbedding:
+    return PositionalEmbedding(max_seq_len=dims.n_ctx, embed_dim=dims.d_model, offset=offset)
 
 
 @register("sinusoidal")

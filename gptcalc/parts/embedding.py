@@ -1,6 +1,7 @@
 """Token tables, at the input and at the output."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim
@@ -23,7 +24,6 @@ class TokenEmbedding(Weighted):
     Rows may be narrower (`d_embed`, W): a projection follows.
     """
 
-    without_ops = ("multiplier", "d_embed")
     kind: Literal["token_embedding"] = "token_embedding"
     dropout: Probability = 0.0
     scaled: bool = False
@@ -34,14 +34,18 @@ class TokenEmbedding(Weighted):
         """The token table (V, D)."""
         yield Weight("weight", "lookup", _table(spec, "embedding", self.d_embed))
 
+    def table(self, setting: "Setting") -> "Tensor":
+        """The token table as it is read inside the module."""
+        width = setting.width if self.d_embed is None else Dim("W", self.d_embed)
+        return setting.weight("token table", "weight", setting.n_vocab, width)
+
     def ops(self, setting: "Setting", ids: "Tensor") -> "tuple[Op, ...]":
-        """The rows of `ids` (M) to (M, D), and where it is `scaled` their product with √D."""
+        """The rows of `ids` (M) to (M, D), and where there is a factor their product with it."""
         from gptcalc import tape
 
         rows = tape.Rows(setting)
-        table = setting.weight("token table", "weight", setting.n_vocab, setting.width)
-        x = rows(tape.embedding(ids, table, setting.unique, "token rows"))
-        if self.scaled:
+        x = rows(tape.embedding(ids, self.table(setting), setting.unique, "token rows"))
+        if self.scaled or self.multiplier != 1.0:
             rows(tape.scale(x, "scaled token rows"))
             rows.drop(x)
         return tuple(rows)
@@ -53,7 +57,6 @@ class Projection(Weighted):
     It widens at the input (`widens`), and narrows before the unembedding.
     """
 
-    without_ops = None
     kind: Literal["projection"] = "projection"
     d_embed: Size
     widens: bool
@@ -64,6 +67,16 @@ class Projection(Weighted):
         axes = (wide, narrow) if self.widens else (narrow, wide)
         yield Weight("weight", "matmul", (Slice("embedding_proj", axes),))
 
+    def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
+        """(…, W) to (…, D), or back."""
+        from gptcalc import tape
+
+        rows, narrow = tape.Rows(setting), Dim("W", self.d_embed)
+        axes = (setting.width, narrow) if self.widens else (narrow, setting.width)
+        out = tape.made(x, f"{'widened' if self.widens else 'narrowed'} {x.label}", *x.dims[:-1], axes[0])
+        rows(tape.linear(x, setting.weight("projection", "weight", *axes), None, out))
+        return tuple(rows)
+
 
 class Unembedding(Weighted):
     """D to V: scores for each token. Tied (Press & Wolf 2017): it uses the token table and stores nothing.
@@ -72,7 +85,6 @@ class Unembedding(Weighted):
     width W of a narrower table.
     """
 
-    without_ops = ("d_embed", "multiplier", "softcap")
     kind: Literal["unembedding"] = "unembedding"
     tied: bool
     bias: bool = False
@@ -93,7 +105,21 @@ class Unembedding(Weighted):
         from gptcalc import tape
 
         rows, n_vocab = tape.Rows(setting), setting.n_vocab
-        weight = table if self.tied else setting.weight("unembedding", "weight", n_vocab, setting.width)
+        width = setting.width if self.d_embed is None else Dim("W", self.d_embed)
+        weight = table if self.tied else setting.weight("unembedding", "weight", n_vocab, width)
         bias = setting.weight("unembedding bias", "bias", n_vocab) if self.bias else None
-        rows(tape.linear(x, weight, bias, tape.made(x, "logits", *x.dims[:-1], n_vocab)))
+        after: list[Callable[[Tensor, str], Op]] = []
+        if self.multiplier != 1.0:
+            after.append(tape.scale)
+        if self.softcap is not None:
+            after += [tape.over_number, partial(tape.activation, "tanh"), tape.scale]
+        labels = {0: ["logits"], 1: ["scores", "logits"], 3: [*_BOUNDED], 4: ["scores", *_BOUNDED]}[len(after)]
+        scores = rows(tape.linear(x, weight, bias, tape.made(x, labels[0], *x.dims[:-1], n_vocab)))
+        for op, label in zip(after, labels[1:], strict=True):
+            before, scores = scores, rows(op(scores, label))
+            rows.drop(before)
         return tuple(rows)
+
+
+#: What scores are on the way to bounded logits.
+_BOUNDED = ("unbounded scores", "scores as shares of the bound", "bounded shares", "logits")

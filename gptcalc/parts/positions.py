@@ -19,21 +19,23 @@ class LearnedPositions(Weighted):
     The first `offset` rows of the table belong to no position (OPT: 2, for padding).
     """
 
-    without_ops = ("offset",)
     kind: Literal["learned"] = "learned"
     offset: Annotated[int, Field(strict=True, ge=0, le=16)] = 0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """The position table (C, D), with `offset` rows more."""
-        rows = Dim(f"(C+{self.offset})", spec.n_ctx + self.offset) if self.offset else Dim("C", spec.n_ctx)
+        rows = self._rows(Dim("C", spec.n_ctx))
         yield Weight("weight", "lookup", (Slice("positions", ((rows,), (Dim("D", spec.d_model),))),))
 
+    def _rows(self, n_ctx: Dim) -> Dim:
+        return Dim(f"(C+{self.offset})", n_ctx.size + self.offset) if self.offset else n_ctx
+
     def ops(self, setting: "Setting") -> "tuple[Op, ...]":
-        """0 … T−1, and their rows of the table: (T, D)."""
+        """0 … T−1, or from `offset` on, and their rows of the table: (T, D)."""
         from gptcalc import tape
 
         rows = tape.Rows(setting)
-        table = setting.weight("position table", "weight", setting.n_ctx, setting.width)
+        table = setting.weight("position table", "weight", self._rows(setting.n_ctx), setting.width)
         count = rows(tape.whole("aten::arange", (), tape.Tensor("positions", (setting.seq,), "int64")))
         rows(tape.embedding(count, table, setting.seq, "position rows"))
         rows.drop(count)

@@ -214,6 +214,11 @@ def scale(x: Tensor, label: str) -> Op:
     return whole("aten::mul", (x,), made(x, label))
 
 
+def over_number(x: Tensor, label: str) -> Op:
+    """Divide x by a number."""
+    return whole("aten::div", (x,), made(x, label))
+
+
 def shift(x: Tensor, label: str) -> Op:
     """Add a number to x."""
     return whole("aten::add", (x,), made(x, label))
