@@ -10,22 +10,21 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
 from gptcalc import installed
-from gptcalc.errors import InvalidValueError, UnknownNameError, UnreadableFileError, nearest, plain, shown
+from gptcalc.errors import InvalidValueError, UnknownNameError, nearest, plain, shown
 from gptcalc.families import find_family, implied_fields, model_types
 from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, UNCOUNTED, Family
 from gptcalc.spec import Record, Spec
 
+if TYPE_CHECKING:
+    from gptcalc.reading.record import ModelFields
+
 #: The model that overrides alone speak of.
 DEFAULT_MODEL = "gpt2-small"
-#: What ends a file's name that is read as a config.
-FILES = (".json", ".toml")
-#: A config is a few kilobytes; anything much larger is some other file.
-MOST_CONFIG_BYTES = 10 * 2**20
 
 
 class Reading(Record):
@@ -223,24 +222,36 @@ def resolve(model: str | os.PathLike[str] | Mapping[str, object] | None, overrid
 
 def _base(model: str | os.PathLike[str] | Mapping[str, object]) -> Resolved:
     if isinstance(model, Mapping):
-        return _from_config(model, "config")
+        from gptcalc.reading.files import read_mapping
+
+        return _from_read(read_mapping(model, "config"))
     if not isinstance(model, str | os.PathLike):
         raise InvalidValueError(f"model: read {shown(model)}; allowed: a preset's name, a path, or a mapping of fields")
     path = None if isinstance(model, str) and find_preset(model) else _path_of(model)
     if path is None:
         return _from_preset(str(model))
-    return _from_config(_read_file(path), plain(str(path)), strict=path.suffix == ".toml")
+    from gptcalc.reading.files import read_model
+
+    return _from_read(read_model(path))
+
+
+def _from_read(read: "ModelFields") -> Resolved:
+    """A model from a file or mapping, with what reading had to say."""
+    model = _from_config(read.fields, read.name, strict=read.strict)
+    return model._replace(notes=(*read.notes, *model.notes))
 
 
 def _path_of(name: str | os.PathLike[str]) -> Path | None:
     """The file that a name means, where it can mean one: an existing path, or anything with a config's ending."""
+    from gptcalc.reading.files import can_be_file
+
     path = Path(name)
     try:
         if name and path.is_dir():
             return path / "config.json"
-        return path if isinstance(name, os.PathLike) or path.suffix in FILES or (name and path.exists()) else None
+        return path if isinstance(name, os.PathLike) or can_be_file(str(name)) or (name and path.exists()) else None
     except (OSError, ValueError):
-        return path if path.suffix in FILES else None
+        return path if can_be_file(str(name)) else None
 
 
 @cache
@@ -341,52 +352,3 @@ def _with_fields(
         if keys:
             updated[next((key for key in keys if key in config), keys[0])] = value
     return MappingProxyType(updated)
-
-
-def _read_file(path: Path) -> Mapping[str, object]:
-    """The object in a JSON or TOML file, or one clear error."""
-    name = plain(str(path))
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_CONFIG_BYTES + 1)
-        if len(raw) > MOST_CONFIG_BYTES:
-            raise UnreadableFileError(f"{name}: more than 10 MiB; allowed: a config in JSON or TOML")
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UnreadableFileError(f"{name}: no such file{_near_file(path)}") from None
-    except UnicodeDecodeError:
-        raise UnreadableFileError(f"{name}: not text; allowed: a config in JSON or TOML, encoded as UTF-8") from None
-    except OSError as error:
-        raise UnreadableFileError(f"{name}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UnreadableFileError(f"{name}: no file can have this name ({error})") from None
-    if not text.strip():
-        raise UnreadableFileError(f"{name}: the file is empty; allowed: a config in JSON or TOML")
-    import json
-
-    try:
-        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        form = "TOML" if path.suffix == ".toml" else "JSON"
-        raise UnreadableFileError(f"{name}: not {form}: {str(error).splitlines()[0]}") from None
-    if not isinstance(value, dict):
-        raise UnreadableFileError(f"{name}: read a {type(value).__name__}; allowed: an object of hyperparameters")
-    return value
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object in which no key stands twice: which one is meant cannot be known."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} stands twice")
-    return found
-
-
-def _near_file(path: Path) -> str:
-    folder = path.parent
-    try:
-        near = nearest(path.name, [entry.name for entry in folder.iterdir()], most=2)
-    except OSError:
-        return ""
-    return f"; nearest: {', '.join(plain(str(folder / name)) for name in near)}" if near else ""
