@@ -24,7 +24,7 @@ def is_config(fields: Mapping[str, object]) -> bool:
 
 
 def from_tables(fields: Mapping[str, object], name: str, where: str) -> tuple[Mapping[str, object], str]:
-    """The config in an object of a JSON or TOML file: itself, what counted it, or the table that is named; and its name."""
+    """The config in a JSON or TOML file's object, and its name: itself, a count's model, or the table that is named."""
     counted = fields.get("model")
     if not name and isinstance(counted, Mapping) and "parts" in counted:
         fields = counted
@@ -65,8 +65,8 @@ def from_python(found: list[Found], name: str, where: str) -> tuple[Mapping[str,
         value = chosen.fields[UNKNOWN_KEYS]
         line = value.line if isinstance(value, Unread) else chosen.line
         raise InvalidValueError(
-            f"{where}: {plain(chosen.name) or 'the dictionary'}: line {line} puts into it what only running the file could"
-            " tell; write the fields out"
+            f"{where}: {plain(chosen.name) or 'the dictionary'}: line {line} puts into it what only running the file"
+            " could tell; write the fields out"
         )
     return chosen.fields, chosen.name, False
 
@@ -74,7 +74,9 @@ def from_python(found: list[Found], name: str, where: str) -> tuple[Mapping[str,
 def _one(found: list[Found], name: str, where: str) -> Found:
     """The only config, or the one of that name; equal ones are one."""
     if len(found) > MOST_CONFIGS:
-        raise UnreadableFileError(f"{where}: more than {MOST_CONFIGS} configs in one file; allowed: one, or one that is named")
+        raise UnreadableFileError(
+            f"{where}: more than {MOST_CONFIGS} configs in one file; allowed: one, or one that is named"
+        )
     if name and name not in {one.name for one in found}:
         raise UnknownNameError.near(f"{where}: config", name, _names(found))
     different: list[Found] = []
@@ -100,5 +102,3 @@ def _inner(table: Mapping[str, object]) -> Mapping[str, object]:
     """The hyperparameters in a table of a preset file, or the table itself."""
     inner = table.get("hyperparameters")
     return inner if isinstance(inner, Mapping) else table
-
-

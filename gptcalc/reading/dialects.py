@@ -117,8 +117,9 @@ def _nanogpt_train(take: _Taker) -> Translated:
         )
     bias = take.get("bias", default=False)
     vocabulary = (
-        "" if take.fields.get("vocab_size") is not None
-        else "; vocab_size is not in it: 50,304 as train.py takes it, unless the data set's meta.pkl says otherwise (--vocab)"
+        ""
+        if take.fields.get("vocab_size") is not None
+        else "; vocab_size is not in it: 50,304 as train.py has it, unless the data set has a meta.pkl (--vocab)"
     )
     return Translated(
         {**_nanogpt_sizes(take), "bias": bias},
@@ -147,8 +148,11 @@ def _biases(bias: object) -> str:
 
 
 def _llms_from_scratch(take: _Taker) -> Translated:
-    """rasbt/LLMs-from-scratch: `GPTModel` where it has GPT-2's switches, else the Llama, Qwen3 and Gemma of chapter 5."""
-    if {"hidden_dim", "rope_base", "qk_norm"} & take.fields.keys() and not {"qkv_bias", "drop_rate"} & take.fields.keys():
+    """rasbt/LLMs-from-scratch: `GPTModel` where it has GPT-2's switches, else Llama, Qwen3 and Gemma of chapter 5."""
+    if {"hidden_dim", "rope_base", "qk_norm"} & take.fields.keys() and not {
+        "qkv_bias",
+        "drop_rate",
+    } & take.fields.keys():
         return _llms_from_scratch_llama(take)
     drop = take.optional(
         {"drop_rate_emb": "embd_pdrop", "drop_rate_attn": "attn_pdrop", "drop_rate_shortcut": "resid_pdrop"}
@@ -168,17 +172,19 @@ def _llms_from_scratch(take: _Taker) -> Translated:
             "tie_word_embeddings": False,
             "qkv_bias": qkv_bias,
         },
-        f"read as an LLMs-from-scratch GPT dictionary: untied, qkv_bias {str(qkv_bias).lower()}, biases everywhere else",
+        f"read as an LLMs-from-scratch GPT dictionary: untied, qkv_bias {str(qkv_bias).lower()}, all other biases",
     )
 
 
 def _llms_from_scratch_sizes(take: _Taker, *names: str) -> dict[str, object]:
     keys = ("context_length", "emb_dim", "n_layers", "n_heads")
-    return {"vocab_size": take.need("vocab_size")} | {name: take.need(key) for key, name in zip(keys, names, strict=True)}
+    return {"vocab_size": take.need("vocab_size")} | {
+        name: take.need(key) for key, name in zip(keys, names, strict=True)
+    }
 
 
 def _llms_from_scratch_llama(take: _Taker) -> Translated:
-    """Llama2Model, Llama3Model, Qwen3Model and Gemma3Model: `out_head` is a matrix of its own until weights are loaded."""
+    """Llama2Model, Llama3Model, Qwen3Model, Gemma3Model: `out_head` is a matrix of its own until weights are loaded."""
     fields = {
         **_llms_from_scratch_sizes(
             take, "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"
@@ -196,7 +202,9 @@ def _llms_from_scratch_llama(take: _Taker) -> Translated:
     fields["intermediate_size"] = take.get("hidden_dim") if experts else take.need("hidden_dim")
     if "query_pre_attn_scalar" in take.fields:
         if not qk_norm or experts:
-            raise InvalidValueError(f"{take.where}: qk_norm: read {shown(qk_norm)}; Gemma 3 is read with its norms alone")
+            raise InvalidValueError(
+                f"{take.where}: qk_norm: read {shown(qk_norm)}; Gemma 3 is read with its norms alone"
+            )
         fields |= take.optional(
             {
                 "query_pre_attn_scalar": "query_pre_attn_scalar",
@@ -209,7 +217,9 @@ def _llms_from_scratch_llama(take: _Taker) -> Translated:
         kind = "gemma3_text"
     elif experts:
         if not qk_norm:
-            raise InvalidValueError(f"{take.where}: qk_norm: read {shown(qk_norm)}; allowed with num_experts: true (Qwen3)")
+            raise InvalidValueError(
+                f"{take.where}: qk_norm: read {shown(qk_norm)}; allowed with num_experts: true (Qwen3)"
+            )
         own = ("num_experts_per_tok", "moe_intermediate_size")
         fields |= {"num_experts": experts, "norm_topk_prob": True} | {key: take.need(key) for key in own}
         kind = "qwen3_moe"
@@ -264,7 +274,11 @@ def _llama(take: _Taker) -> Translated:
         fields |= {"num_experts_per_tok": mixture.get("num_experts_per_tok")}
     else:
         fields |= {"attention_bias": False, "mlp_bias": False, "attention_dropout": dropout}
-    rule = "hidden_dim as given" if inner is not None else f"the MLP's width {fields['intermediate_size']} from multiple_of"
+    rule = (
+        "hidden_dim as given"
+        if inner is not None
+        else f"the MLP's width {fields['intermediate_size']} from multiple_of"
+    )
     tied = "tied as llama2.c ties" if scratch else "untied"
     fields = {key: value for key, value in fields.items() if value is not None}
     return Translated(fields, f"read as Llama's own params.json: {tied}, {rule}")
@@ -276,7 +290,9 @@ def _feed_forward(width: object, multiple: object, factor: object, where: str) -
     for key, value in given.items():
         right = isinstance(value, int | float if key == "ffn_dim_multiplier" else int) and not isinstance(value, bool)
         if not right or not isinstance(value, int | float) or not 0 < value < 2**31:
-            raise InvalidValueError(f"{where}: {key}: read {shown(value)}; allowed: a number above 0 and below 2,147,483,648")
+            raise InvalidValueError(
+                f"{where}: {key}: read {shown(value)}; allowed: a number above 0 and below 2,147,483,648"
+            )
     if not isinstance(width, int) or not isinstance(multiple, int):
         raise TypeError(width, multiple)
     inner = int(2 * (4 * width) / 3)

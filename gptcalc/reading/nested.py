@@ -9,22 +9,23 @@ from gptcalc.reading.record import Unread
 #: Where a config keeps its language model, in the order in which they are looked for.
 TEXT = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config")
 
-#: Whose `tie_word_embeddings` ties: the outer object's (with its class's default), either's, the language model's own, or
-#: nobody's.
+#: Whose `tie_word_embeddings` ties: the outer object's (with its class's default), either's, the language model's own,
+#: or nobody's.
 Tie = Literal["outer, default true", "outer, default false", "either", "own", "never"]
 
 
 class Multimodal(NamedTuple):
-    """What transformers' class of an outer config makes of its language model: its type where none is given, its tie."""
+    """What transformers makes of the language model in an outer config: its type where none is given, its tie."""
 
     text: str
     tie: Tie
 
 
-#: transformers 5.23's config classes: `sub_configs_defaults`, and which field ties, seen on classes built on the meta device
-#: (tests/test_reading.py builds them again).
+#: transformers 5.23's config classes: `sub_configs_defaults`, and which field ties, seen on classes built on the meta
+#: device (tests/test_reading.py builds some of them again).
 MULTIMODAL = {
     "aria": Multimodal("aria_text", "outer, default false"),
+    "aya_vision": Multimodal("cohere2", "outer, default true"),
     "cohere2_vision": Multimodal("cohere2", "outer, default true"),
     "deepseek_vl": Multimodal("llama", "outer, default true"),
     "deepseek_vl_hybrid": Multimodal("llama", "outer, default true"),
@@ -50,11 +51,13 @@ MULTIMODAL = {
     "mistral3": Multimodal("mistral", "outer, default true"),
     "ovis2": Multimodal("qwen2", "outer, default true"),
     "paligemma": Multimodal("gemma", "outer, default true"),
+    "qwen2_5_omni_thinker": Multimodal("qwen2_5_omni_text", "outer, default false"),
     "qwen2_5_vl": Multimodal("qwen2_5_vl_text", "either"),
     "qwen2_audio": Multimodal("qwen2", "never"),
     "qwen2_vl": Multimodal("qwen2_vl_text", "either"),
     "qwen3_5": Multimodal("qwen3_5_text", "outer, default false"),
     "qwen3_5_moe": Multimodal("qwen3_5_moe_text", "outer, default false"),
+    "qwen3_omni_moe_thinker": Multimodal("qwen3_omni_moe_text", "outer, default false"),
     "qwen3_vl": Multimodal("qwen3_vl_text", "outer, default false"),
     "qwen3_vl_moe": Multimodal("qwen3_vl_moe_text", "outer, default false"),
     "smolvlm": Multimodal("llama", "outer, default false"),
@@ -64,11 +67,13 @@ MULTIMODAL = {
     "voxtral": Multimodal("llama", "never"),
 }
 
-#: Language models inside multimodal ones whose tensors are those of another type: only the rotary positions differ. Their
-#: classes' defaults differ too, so these fields must stand in the file.
+#: Language models inside multimodal ones whose tensors are those of another type: only the rotary positions differ.
+#: Their classes' defaults differ too, so these fields must stand in the file.
 SAME_WEIGHTS = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen3_omni_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
@@ -101,12 +106,15 @@ def language_model(
     path, fields, notes = key, outer, ()
     inner = _mapping(outer[key])
     while (deeper := text_key(inner)) is not None:
-        fields, inner, path = inner, _mapping(inner[deeper]), f"{path}.{deeper}"
+        name = inner.get("model_type") or f"{_word(fields.get('model_type'))}_{path.removesuffix('_config')}"
+        fields, inner, path = {**inner, "model_type": name}, _mapping(inner[deeper]), f"{path}.{deeper}"
     kind = MULTIMODAL.get(_word(fields.get("model_type")))
     text = dict(inner)
     if text.get("model_type") is None:
         if kind is None:
-            raise InvalidValueError(f"{where}: {path}: model_type is missing, and {_named(fields)} has no default known here")
+            raise InvalidValueError(
+                f"{where}: {path}: model_type is missing, and {_named(fields)} has no default known here"
+            )
         text["model_type"] = kind.text
     text |= _tied(fields, text, kind, f"{where}: {path}")
     text, notes = _as_known(text, f"{where}: {path}", known)
@@ -138,12 +146,16 @@ def _as_known(text: dict[str, object], where: str, known: list[str]) -> tuple[di
         return text, ()
     for key in (*SIZES, *MORE_SIZES.get(same, ())):
         if text.get(key) is None:
-            raise InvalidValueError(f"{where}: {key} is missing, and {own} is counted as {same}, which has other defaults")
+            raise InvalidValueError(
+                f"{where}: {key} is missing, and {own} is counted as {same}, which has other defaults"
+            )
     return text | {"model_type": same}, (f"{own} is counted as {same}: the same tensors, other rotary positions",)
 
 
-def _tied(outer: Mapping[str, object], text: Mapping[str, object], kind: Multimodal | None, where: str) -> dict[str, object]:
-    """`tie_word_embeddings` as transformers' class of the outer config decides it; nothing where the text's own holds."""
+def _tied(
+    outer: Mapping[str, object], text: Mapping[str, object], kind: Multimodal | None, where: str
+) -> dict[str, object]:
+    """`tie_word_embeddings` as transformers' class of the outer config decides; nothing where the text's own holds."""
     key = "tie_word_embeddings"
     said, own = outer.get(key), text.get(key)
     if isinstance(said, Unread) or isinstance(own, Unread):
@@ -159,7 +171,7 @@ def _tied(outer: Mapping[str, object], text: Mapping[str, object], kind: Multimo
             return {key: False}
         case "unknown" if said is not None and own is not None and said != own:
             raise InvalidValueError(
-                f"{where}: read {key}={shown(own)}, and {shown(said)} in the outer object, whose class is not known here;"
+                f"{where}: read {key}={shown(own)}, and {shown(said)} in the outer object, whose class is not known;"
                 " give the language model's config alone"
             )
         case "unknown" if own is None and said is not None:

@@ -1,8 +1,8 @@
 """Dictionaries, dataclasses and plain assignments of a Python file: parsed, never run.
 
 Read are literals, arithmetic on them, names that were assigned such values before, `dict(…)`, a configuration class
-called with keywords, and what a later line changes in a dictionary by `x["key"] = …` or `x.update(…)`. Everything else is
-an `Unread` value: harmless where no count depends on it, else an error that names the field.
+called with keywords, and what a later line changes in a dictionary by `x["key"] = …` or `x.update(…)`. Everything else
+is an `Unread` value: harmless where no count depends on it, else an error that names the field.
 """
 
 import ast
@@ -78,6 +78,21 @@ class _Reader:
 
     def statement(self, node: ast.stmt, *, certain: bool) -> None:
         match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self.function(node)
+            case ast.ClassDef():
+                self.class_(node)
+            case ast.If() if ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
+                self.block(node.body, certain=certain)
+            case ast.With() | ast.AsyncWith():
+                self.block(node.body, certain=certain)
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign() | ast.Expr():
+                self.binding(node, certain=certain)
+            case _:
+                self.inside(node)
+
+    def binding(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr, *, certain: bool) -> None:
+        match node:
             case ast.Assign():
                 for target in node.targets:
                     self.assign(target, node.value, certain=certain)
@@ -92,16 +107,6 @@ class _Reader:
                 self.bind(ast.Name(""), self.value(value), certain=certain, line=node.lineno)
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) as call):
                 self.method(name, method, call, certain=certain)
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                self.function(node)
-            case ast.ClassDef():
-                self.class_(node)
-            case ast.If() if ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
-                self.block(node.body, certain=certain)
-            case ast.With() | ast.AsyncWith():
-                self.block(node.body, certain=certain)
-            case _:
-                self.inside(node)
 
     def inside(self, node: ast.AST) -> None:
         """Statements that may run or not, once or many times."""
@@ -129,7 +134,9 @@ class _Reader:
         outside = self.names
         self.names = {}
         fields = [child for child in node.body if isinstance(child, ast.Assign | ast.AnnAssign)]
-        inherited = [self.classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in self.classes]
+        inherited = [
+            self.classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in self.classes
+        ]
         for base in reversed(inherited):
             self.spend(base)
             self.names |= base
@@ -143,12 +150,12 @@ class _Reader:
         self.names = outside
 
     def assign(self, target: ast.expr, value: ast.expr, *, certain: bool) -> None:
-        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
-            if len(target.elts) == len(value.elts):
-                for one, its in zip(target.elts, value.elts, strict=True):
-                    self.bind(one, self.value(its), certain=certain)
-                return
-        self.bind(target, self.value(value), certain=certain)
+        sequence = ast.Tuple | ast.List
+        if isinstance(target, sequence) and isinstance(value, sequence) and len(target.elts) == len(value.elts):
+            for one, its in zip(target.elts, value.elts, strict=True):
+                self.bind(one, self.value(its), certain=certain)
+        else:
+            self.bind(target, self.value(value), certain=certain)
 
     def bind(self, target: ast.expr, value: object, *, certain: bool, line: int = 0) -> None:
         """Give a name, or a key of a dictionary, its value; two values that depend on how the file runs are none."""
@@ -183,33 +190,43 @@ class _Reader:
     def value(self, node: ast.expr, depth: int = 0) -> object:
         """The value of an expression, `Unread` where only running it could tell."""
         unread = Unread(getattr(node, "lineno", 0))
-        if depth > MOST_DEPTH:
-            return unread
+        found: object = unread
         match node:
-            case ast.Constant(value=value):
-                return value if value is None or isinstance(value, bool | int | float | str) else unread
+            case _ if depth > MOST_DEPTH:
+                pass
+            case ast.Constant(value=None | bool() | int() | float() | str() as constant):
+                found = constant
             case ast.Name(id=name):
-                return self.names.get(name, unread)
+                found = self.names.get(name, unread)
             case ast.Dict():
-                return self.dictionary(node, depth)
+                found = self.dictionary(node, depth)
             case ast.List() | ast.Tuple() | ast.Set():
                 items = [self.value(item, depth + 1) for item in node.elts]
-                return unread if any(isinstance(item, Unread) for item in items) else items
-            case ast.UnaryOp():
-                found = self.value(node.operand, depth + 1)
-                known = isinstance(found, int | float)
-                return _UNARY[type(node.op)](found) if known and type(node.op) in _UNARY else unread
-            case ast.BinOp():
-                left, right = self.value(node.left, depth + 1), self.value(node.right, depth + 1)
-                self.spend(*(side for side in (left, right) if isinstance(side, list | dict)))
-                found = _binary(node.op, left, right)
-                return unread if found is None else found
+                found = unread if any(isinstance(item, Unread) for item in items) else items
+            case ast.UnaryOp() | ast.BinOp():
+                found = self.arithmetic(node, depth, unread)
             case ast.Subscript():
                 owner, key = self.value(node.value, depth + 1), self.value(node.slice, depth + 1)
-                return owner.get(key, unread) if isinstance(owner, dict) and isinstance(key, str) else unread
+                found = owner.get(key, unread) if isinstance(owner, dict) and isinstance(key, str) else unread
             case ast.Call():
-                return self.call(node, unread)
-        return unread
+                found = self.call(node, unread)
+        return found
+
+    def arithmetic(self, node: ast.UnaryOp | ast.BinOp, depth: int, unread: Unread) -> object:
+        """Numbers put together; dictionaries and lists too."""
+        if isinstance(node, ast.UnaryOp):
+            one = self.value(node.operand, depth + 1)
+            known = isinstance(one, int | float) and type(node.op) in _UNARY
+            return _UNARY[type(node.op)](one) if known else unread
+        left, right = self.value(node.left, depth + 1), self.value(node.right, depth + 1)
+        self.spend(*(side for side in (left, right) if isinstance(side, list | dict)))
+        if isinstance(left, dict) and isinstance(right, dict):
+            found: object = left | right if isinstance(node.op, ast.BitOr) else None
+        elif isinstance(left, list):
+            found = _lists(node.op, left, right)
+        else:
+            found = _numbers(node.op, left, right)
+        return unread if found is None else found
 
     def dictionary(self, node: ast.Dict, depth: int) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -257,16 +274,17 @@ class _Reader:
         return found | {word.arg: self.value(word.value) for word in call.keywords if word.arg is not None}
 
 
-def _binary(op: ast.operator, left: object, right: object) -> object:
-    """Arithmetic of numbers, union of dictionaries, lists put together; `None` for everything else."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left | right if isinstance(op, ast.BitOr) else None
-    if isinstance(left, list):
-        if isinstance(op, ast.Add) and isinstance(right, list) and len(left) + len(right) <= MOST_ENTRIES:
-            return left + right
-        flat = len(left) <= MOST_ENTRIES and not any(isinstance(item, list | dict) for item in left)
-        times = flat and isinstance(op, ast.Mult) and isinstance(right, int) and 0 <= right <= MOST_ENTRIES
-        return left * right if times and isinstance(right, int) and len(left) * right <= MOST_ENTRIES else None
+def _lists(op: ast.operator, left: list[object], right: object) -> list[object] | None:
+    """Two lists in one, or a flat list many times; `None` where that is not asked for, or is too long."""
+    if isinstance(op, ast.Add) and isinstance(right, list) and len(left) + len(right) <= MOST_ENTRIES:
+        return left + right
+    if isinstance(op, ast.Mult) and isinstance(right, int) and 0 <= len(left) * right <= MOST_ENTRIES:
+        return None if any(isinstance(item, list | dict) for item in left) else left * right
+    return None
+
+
+def _numbers(op: ast.operator, left: object, right: object) -> float | None:
+    """Arithmetic as Python does it, within bounds; `None` for everything else."""
     if not isinstance(left, int | float) or not isinstance(right, int | float) or type(op) not in _BINARY:
         return None
     if isinstance(op, ast.Pow) and (abs(right) > MOST_EXPONENT or _bits(left) > MOST_BITS):

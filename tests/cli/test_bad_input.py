@@ -117,7 +117,7 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "negative": ("config.json", json.dumps(GPT2 | {"n_layer": -1}).encode(), ["n_layers", "read -1"]),
     "fractional": ("config.json", json.dumps(GPT2 | {"n_embd": 768.0}).encode(), ["d_model", "768.0"]),
     "boolean": ("config.json", json.dumps(GPT2 | {"n_head": True}).encode(), ["n_heads", "True"]),
-    "string": ("config.json", json.dumps(GPT2 | {"vocab_size": "50257"}).encode(), ["n_vocab", "'50257'"]),
+    "string": ("config.json", json.dumps(GPT2 | {"vocab_size": "many"}).encode(), ["n_vocab", "'many'"]),
     "a number of 5,000 digits": ("config.json", b'{"model_type": "gpt2", "n_embd": ' + b"9" * 5000 + b"}", ["JSON"]),
     "deeply nested": ("config.json", b'{"a":' * 100_000, ["JSON"]),
     "two names of one field": (
@@ -132,8 +132,8 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
     ),
     "a string for a fraction": (
         "config.json",
-        b'{"model_type": "gpt2", "layer_norm_epsilon": "1e-5"}',
-        ["'1e-5'", "number"],
+        b'{"model_type": "gpt2", "layer_norm_epsilon": "small"}',
+        ["'small'", "number"],
     ),
     "a boolean for a fraction": ("config.json", b'{"model_type": "llama", "rope_theta": true}', ["rope_theta", "True"]),
     "infinity": ("config.json", b'{"model_type": "llama", "rope_theta": Infinity}', ["rope_theta", "inf"]),
