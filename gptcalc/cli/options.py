@@ -168,7 +168,8 @@ _MODEL_OPTIONS: dict[str, dict[str, Any]] = {
             typer.Argument(
                 metavar="MODEL",
                 autocompletion=complete_preset,
-                help="A preset or alias ('gptcalc presets'), or a path to a config.json or TOML file."
+                help="A preset or alias ('gptcalc presets'), or a path: a config.json, its folder, TOML, or Python"
+                " with a dictionary (file.py:NAME where it has several)."
                 " (default: gpt2-small)",
                 show_default=False,
             ),

@@ -103,7 +103,7 @@ def language_model(
     key = text_key(outer)
     if key is None:
         return _flat(outer, where, known)
-    path, fields, notes = key, outer, ()
+    path, fields = key, outer
     inner = _mapping(outer[key])
     while (deeper := text_key(inner)) is not None:
         name = inner.get("model_type") or f"{_word(fields.get('model_type'))}_{path.removesuffix('_config')}"

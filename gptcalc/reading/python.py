@@ -255,7 +255,8 @@ class _Reader:
             case ast.Name(id=name) if name.endswith("Config") and not node.args and node.keywords:
                 defaults = self.classes.get(name, {})
                 self.spend(defaults)
-                return {**defaults, **self.merged(node)}
+                given = self.merged(node)
+                return unread if UNKNOWN_KEYS in given else {**defaults, **given}
             case ast.Name(id="field"):
                 return next((self.value(word.value) for word in node.keywords if word.arg == "default"), unread)
             case ast.Attribute(attr="copy", value=ast.Name(id=name)) | ast.Name(id="deepcopy" as name):
