@@ -142,7 +142,7 @@ def _as_known(text: dict[str, object], where: str, known: list[str]) -> tuple[di
     """The same tensors under a type that is counted, where the config's own is not."""
     own = _word(text["model_type"])
     same = SAME_WEIGHTS.get(own)
-    if same is None or own.replace("_", "-") in known:
+    if same is None or own in known:
         return text, ()
     for key in (*SIZES, *MORE_SIZES.get(same, ())):
         if text.get(key) is None:
