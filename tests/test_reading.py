@@ -45,13 +45,13 @@ LLAMA32 = (
     ' "rope_freq": {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}\n'
 )
 QWEN3 = (
-    'QWEN_CONFIG_06_B = {"vocab_size": 151_936, "context_length": 40_960, "emb_dim": 1024, "n_heads": 16, "n_layers": 28,'
-    ' "hidden_dim": 3072, "head_dim": 128, "qk_norm": True, "n_kv_groups": 8, "rope_base": 1_000_000.0,'
+    'QWEN_CONFIG_06_B = {"vocab_size": 151_936, "context_length": 40_960, "emb_dim": 1024, "n_heads": 16,'
+    ' "n_layers": 28, "hidden_dim": 3072, "head_dim": 128, "qk_norm": True, "n_kv_groups": 8, "rope_base": 1_000_000.0,'
     ' "dtype": torch.bfloat16}\n'
 )
 GEMMA3 = (
-    'GEMMA3_CONFIG_270M = {"vocab_size": 262_144, "context_length": 32_768, "emb_dim": 640, "n_heads": 4, "n_layers": 18,'
-    ' "hidden_dim": 2048, "head_dim": 256, "qk_norm": True, "n_kv_groups": 1, "rope_local_base": 10_000.0,'
+    'GEMMA3_CONFIG_270M = {"vocab_size": 262_144, "context_length": 32_768, "emb_dim": 640, "n_heads": 4,'
+    ' "n_layers": 18, "hidden_dim": 2048, "head_dim": 256, "qk_norm": True, "n_kv_groups": 1, "rope_local_base": 10_000.0,'
     ' "rope_base": 1_000_000.0, "sliding_window": 512, "dtype": torch.bfloat16, "query_pre_attn_scalar": 256,'
     ' "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3}\n'
 )
