@@ -51,9 +51,9 @@ QWEN3 = (
 )
 GEMMA3 = (
     'GEMMA3_CONFIG_270M = {"vocab_size": 262_144, "context_length": 32_768, "emb_dim": 640, "n_heads": 4,'
-    ' "n_layers": 18, "hidden_dim": 2048, "head_dim": 256, "qk_norm": True, "n_kv_groups": 1, "rope_local_base": 10_000.0,'
-    ' "rope_base": 1_000_000.0, "sliding_window": 512, "dtype": torch.bfloat16, "query_pre_attn_scalar": 256,'
-    ' "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3}\n'
+    ' "n_layers": 18, "hidden_dim": 2048, "head_dim": 256, "qk_norm": True, "n_kv_groups": 1,'
+    ' "rope_local_base": 10_000.0, "rope_base": 1_000_000.0, "sliding_window": 512, "dtype": torch.bfloat16,'
+    ' "query_pre_attn_scalar": 256, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3}\n'
 )
 NANOGPT_CLASS = """
 from dataclasses import dataclass

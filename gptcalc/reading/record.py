@@ -63,7 +63,7 @@ def numbers_from_words(fields: Mapping[str, object], silent: frozenset[str]) -> 
     read: list[str] = []
     for key, value in fields.items():
         found[key] = value
-        if key in silent or key.startswith("_"):
+        if key in silent or key in ("_name_or_path", "_commit_hash"):
             continue
         if isinstance(value, Mapping):
             found[key], inside = numbers_from_words(value, silent)
