@@ -308,7 +308,9 @@ def _is_legacy(key: str, given: Mapping[str, object], family: type[Family]) -> b
 
 def _family_of(config: Mapping[str, object], name: str) -> type[Family]:
     if "model_type" not in config:
-        raise InvalidValueError(f"{name}: model_type is missing; allowed: {', '.join(model_types())}")
+        raise InvalidValueError(
+            f"{name}: model_type is missing; allowed: one of {len(model_types())} names, as gpt2, llama or qwen3"
+        )
     return find_family(config["model_type"], name)
 
 
