@@ -16,11 +16,12 @@ from pydantic import AfterValidator
 
 from gptcalc import installed
 from gptcalc.errors import InvalidValueError, UnknownNameError, nearest, plain, shown
-from gptcalc.families import find_family, implied_fields, model_types
+from gptcalc.families import find_family, implied_fields, is_known, model_types
 from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, UNCOUNTED, Family
 from gptcalc.spec import Record, Spec
 
 if TYPE_CHECKING:
+    from gptcalc.families.guess import Guess
     from gptcalc.reading.record import ModelFields
 
 #: The model that overrides alone speak of.
@@ -109,6 +110,7 @@ class Resolved(NamedTuple):
     changed: Mapping[str, Change] = MappingProxyType({})
     followed: Mapping[str, Change] = MappingProxyType({})
     defaults: Mapping[str, object] = MappingProxyType({})
+    estimated: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -263,11 +265,11 @@ def _from_preset(name: str) -> Resolved:
 
 def _from_config(config: Mapping[str, object], name: str, *, strict: bool = False) -> Resolved:
     """A model from fields as Hugging Face or gptcalc name them; `strict` refuses every field that no family reads."""
-    family = _family_of(config, name)
     for key in config:
         if not isinstance(key, str):
             raise InvalidValueError(f"{name}: read the field {shown(key)}; allowed: names in strings")
-    config = family.modern(implied_fields(config["model_type"]) | dict(config))
+    family, guessed = _family_of(config, name)
+    config = family.modern(implied_fields(config.get("model_type")) | dict(config))
     for key in REFUSED:
         if config.get(key):
             raise InvalidValueError(
@@ -294,7 +296,9 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
             {key: own[key] for key in own if key in config and key not in family.huggingface},
         ),
         defaults={key: value for key, value in loaded.resolved().items() if key not in own and key not in UNCOUNTED},
+        estimated=guessed.remark if guessed and guessed.by_fields else "",
         notes=(
+            *([guessed.remark] if guessed and not guessed.by_fields else []),
             *(note for key in unread if (note := _unread_note(key, given[key], family))),
             *family.remarks(given),
         ),
@@ -306,12 +310,19 @@ def _is_legacy(key: str, given: Mapping[str, object], family: type[Family]) -> b
     return key not in family.huggingface and any(family.huggingface.get(other) == (key,) for other in given)
 
 
-def _family_of(config: Mapping[str, object], name: str) -> type[Family]:
-    if "model_type" not in config:
+def _family_of(config: Mapping[str, object], name: str) -> "tuple[type[Family], Guess | None]":
+    """The family of a config, and how it was found where its `model_type` has none."""
+    model_type = config.get("model_type")
+    if is_known(model_type):
+        return find_family(model_type, name), None
+    if model_type is None and not config.get("architectures"):
         raise InvalidValueError(
             f"{name}: model_type is missing; allowed: one of {len(model_types())} names, as gpt2, llama or qwen3"
         )
-    return find_family(config["model_type"], name)
+    from gptcalc.families.guess import guess
+
+    found = guess(config, name)
+    return found.family, found
 
 
 def _unread_note(key: str, value: object, family: type[Family]) -> str:

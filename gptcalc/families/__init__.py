@@ -7,7 +7,7 @@ from gptcalc.errors import UnknownNameError
 from gptcalc.families.family import Family
 
 #: The files of this folder that several families build on.
-SHARED = ("family", "latent", "mixtures", "rotated")
+SHARED = ("family", "guess", "latent", "mixtures", "rotated")
 #: What transformers calls a family whose file cannot bear the name.
 SPELLED = {"openai_gpt": "openai-gpt"}
 #: Names that models have on the hub, old or of their own, for classes of another name.
@@ -34,12 +34,21 @@ def model_types() -> list[str]:
     return sorted(SPELLED.get(name, name) for name in names if name not in SHARED)
 
 
+def is_known(model_type: object) -> bool:
+    """Whether a model type has a family, under its own name or another."""
+    return isinstance(model_type, str) and _key(model_type) in model_types()
+
+
+def _key(name: str) -> str:
+    stem = ALIASES.get(name, name).replace("-", "_")
+    return SPELLED.get(stem, stem)
+
+
 def find_family(model_type: object, where: str) -> type[Family]:
     """The family that reads configs of `model_type`; `where` is quoted in the error."""
     name = str(model_type)
-    stem = ALIASES.get(name, name).replace("-", "_")
-    key = SPELLED.get(stem, stem)
-    if not isinstance(model_type, str) or key not in model_types():
+    if not is_known(model_type):
         raise UnknownNameError.near(f"{where}: model_type", name, [*model_types(), *ALIASES])
-    import_module(f"{__name__}.{stem}")
+    key = _key(name)
+    import_module(f"{__name__}.{key.replace('-', '_')}")
     return Family.registered[key]

@@ -222,9 +222,6 @@ def _understood(fields: Mapping[str, object], where: str, *, strict: bool, whole
         done = translated(dialect, own, where, whole_file=whole_file)
         return ModelFields(where, done.fields, (*notes, done.note))
     known = model_types()
-    if own.get("model_type") is None and (kind := _by_class(own.get("architectures"), known)):
-        own["model_type"] = kind
-        notes.append(f"model_type is missing; {kind} by its architectures")
     own = {key: value for key, value in own.items() if not isinstance(value, Unread) or key not in IRRELEVANT}
     for key, value in own.items():
         if isinstance(value, Unread):
@@ -235,17 +232,6 @@ def _understood(fields: Mapping[str, object], where: str, *, strict: bool, whole
     text, said = language_model(own, where, known)
     inner, own_form = {"n_vocab", "d_head"} & text.keys(), not said
     return ModelFields(where, text, (*notes, *said), strict or bool(inner and own_form))
-
-
-def _by_class(architectures: object, known: list[str]) -> str | None:
-    """The type of a class of transformers, where it is named after it as `GPTNeoXForCausalLM` is."""
-    if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
-        return None
-    for ending in ("ForCausalLM", "LMHeadModel"):
-        if architectures[0].endswith(ending):
-            name = architectures[0].removesuffix(ending).lower()
-            return next((kind for kind in known if kind.replace("-", "").replace("_", "") == name), None)
-    return None
 
 
 def _near_file(path: Path) -> str:

@@ -97,7 +97,7 @@ def model_json(model: Resolved) -> dict[str, object]:
         "name": model.preset.name if model.preset else model.name,
         "title": model.title,
         "source": model.preset.source if model.preset else model.name,
-        "estimated": model.preset.estimated if model.preset else "",
+        "estimated": model.preset.estimated if model.preset else model.estimated,
         "family": model.preset.family if model.preset else model.family.model_type,
         "model_type": model.family.model_type,
         **model.family.resolved(),
@@ -243,6 +243,8 @@ def heading_notes(model: Resolved) -> Iterator[str]:
     """Estimates, changes, consequences and defaults, a line each."""
     if model.preset and model.preset.estimated:
         yield estimate(model.preset)
+    if model.estimated:
+        yield f"estimated: {model.estimated}"
     for word, changes in (("changed", model.changed), ("followed", model.followed)):
         if changes:
             texts = (f"{key} {_plain(change.was)} → {_plain(change.now)}" for key, change in changes.items())
