@@ -4,6 +4,8 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from gptcalc.formula import Dim, Formula
+from gptcalc.inventory import Slice, part_weights
+from gptcalc.ledger.components import COMPONENTS
 from gptcalc.ledger.parameters import Totals, parameters
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
@@ -11,8 +13,14 @@ from gptcalc.units import bytes_of
 
 #: The dtypes in which the stage's bytes are given.
 DTYPES = ("fp32", "bf16", "fp16")
-#: Components of the parameter ledger that belong to the stage, and what they are called in it.
-TABLES = {"embedding": "token table", "positions": "position table"}
+#: What components of the parameter ledger are called in the stage.
+LABELS = {
+    "embedding": "token table",
+    "embedding_proj": "projection of token rows",
+    "norm_weight": "norm weight",
+    "norm_bias": "norm bias",
+    "positions": "position table",
+}
 
 
 class StageLine(NamedTuple):
@@ -61,15 +69,19 @@ class EmbeddingStage(NamedTuple):
 
 def embedding_stage(spec: Spec, plan: Plan) -> EmbeddingStage:
     """The stage of `spec` for `plan.batch` sequences of `plan.seq` tokens."""
-    counted = parameters(spec)
-    lines = [
-        StageLine(line.key, TABLES[line.key], "weights", line.key, line.formula, line.why, line.source)
-        for line in counted.lines
-        if line.key in TABLES
-    ]
+    parts = (spec.embedding, spec.embedding_projection, spec.embedding_norm, spec.positions)
+    rows = [row for part in parts for row in part_weights(part, spec)]
+    lines = [_stored(row.slices[0]) for row in rows]
     vectors = Formula.of([(Dim("B", plan.batch), Dim("T", plan.seq), Dim("D", spec.d_model))])
     why = "one vector of width D for each of T tokens in each of B sequences: what the first block reads"
     lines.append(
         StageLine("activations", "activations", "activations", "input", vectors, why, "Vaswani et al. 2017, §3.4")
     )
-    return EmbeddingStage(spec, plan, tuple(lines), counted.totals)
+    return EmbeddingStage(spec, plan, tuple(lines), parameters(spec).totals)
+
+
+def _stored(held: Slice) -> StageLine:
+    """A tensor of the stage."""
+    component = COMPONENTS[held.component]
+    label, formula = LABELS[held.component], Formula.of([held.product])
+    return StageLine(held.component, label, "weights", held.component, formula, component.why, component.source)

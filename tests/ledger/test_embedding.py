@@ -61,6 +61,21 @@ def test_positions_that_store_nothing_have_no_table(positions: str) -> None:
     assert found.parameters == 50_257 * 768
 
 
+def test_what_stands_between_token_rows_and_layers_is_in_the_stage() -> None:
+    """OPT-350M's projection W to D, not the one back; BLOOM's norm on token rows; the rows of positions for padding."""
+    narrow, normed = stage("opt-350m"), stage("bloom-7b1")
+
+    assert [(line.key, line.formula.letters) for line in narrow.lines] == [
+        ("embedding", "V×W"),
+        ("embedding_proj", "W×D"),
+        ("positions", "(C+2)×D"),
+        ("activations", "B×T×D"),
+    ]
+    assert narrow.parameters == 50_272 * 512 + 512 * 1024 + 2050 * 1024
+    assert [line.key for line in normed.lines] == ["embedding", "norm_weight", "norm_bias", "activations"]
+    assert normed.parameters == 250_880 * 4096 + 2 * 4096
+
+
 def test_the_share_is_of_what_the_model_stores() -> None:
     """39,383,808 of GPT-2 Small's 124,439,808; of an untied model the unembedding is not in the stage."""
     assert stage("gpt2").share == Fraction(39_383_808, 124_439_808)
