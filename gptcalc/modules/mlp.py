@@ -86,11 +86,14 @@ class GatedMLP(Itemised):
 
     def _inner(self, x: Tensor) -> Tensor:
         """(…, D) to (…, F)."""
+        inner: Tensor
         if not self.fused_name:
-            return self.activation(self.child(self.gate_name)(x)) * self.child(self.up_name)(x)
+            inner = self.activation(self.child(self.gate_name)(x)) * self.child(self.up_name)(x)
+            return inner
         fused: Any = self.child(self.fused_name)
         gate, up = fused.split(fused(x))
-        return self.activation(gate) * up
+        inner = self.activation(gate) * up
+        return inner
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Gate, up, then down."""
