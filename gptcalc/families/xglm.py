@@ -1,6 +1,8 @@
 """XGLM (Lin et al. 2022): BioGPT's stack with fixed sinusoids for positions."""
 
 from gptcalc.families.biogpt import BioGPT
+from gptcalc.parts.positions import SinusoidalPositions
+from gptcalc.spec import AnyPart
 
 
 class XGLM(BioGPT):
@@ -26,3 +28,9 @@ class XGLM(BioGPT):
     ignored = frozenset()
     layout = BioGPT.layout._replace(trunk="model", unembedding="lm_head")
     defaults = {**BioGPT.defaults, "n_vocab": 256008, "n_ctx": 2048, "positions": "sinusoidal"}
+
+    def parts(self) -> dict[str, AnyPart | None]:
+        """BioGPT's; the sinusoids begin at 2, too, and sines and cosines are not interleaved."""
+        if self.positions != "sinusoidal":
+            return super().parts()
+        return {**super().parts(), "positions": SinusoidalPositions(name=self.layout.positions, halves=True, offset=2)}

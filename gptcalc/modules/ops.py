@@ -231,7 +231,7 @@ class _FusedRMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
         """The output, and 1/rms of each row in fp32."""
         result = torch.empty_like(x)
         scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)

@@ -49,23 +49,35 @@ class SinusoidalPositionalEmbedding(Itemised):
 
     PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(pos / 10000^(2i/D)); an odd D ends with a sine.
     `max_seq_len` is what the model was meant for, not a limit.
+
+    With `halves` all sines come first, then all cosines, of frequencies down to 1/10000 itself, and an odd D ends with
+    a zero (tensor2tensor, fairseq). The first token stands at `offset`.
     """
 
-    def __init__(self, max_seq_len: int | None = None, *, embed_dim: int) -> None:
+    def __init__(
+        self, max_seq_len: int | None = None, *, embed_dim: int, halves: bool = False, offset: int = 0
+    ) -> None:
         """Nothing is allocated."""
         super().__init__()
         self.max_seq_len, self.embed_dim = max_seq_len, embed_dim
+        self.halves, self.offset = halves, offset
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """The rows (T, D) from `start` on: token IDs (B, T) → the default dtype; embeddings (B, T, D) → their dtype."""
         dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
         # An angle of 100,000 radians has an error of 0.004 in fp32; Apple's GPUs have no fp64.
         exact = torch.float32 if x.device.type == "mps" else torch.float64
-        evens = torch.arange(0, self.embed_dim, 2, dtype=exact, device=x.device)
-        positions = torch.arange(start, start + x.shape[1], dtype=exact, device=x.device)
-        angles = torch.outer(positions, 10_000.0 ** (-evens / self.embed_dim))
-        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-        return waves[:, : self.embed_dim].to(dtype)
+        width, first = self.embed_dim, start + self.offset
+        last, step, span = (width // 2, 1, max(width // 2 - 1, 1)) if self.halves else (width, 2, width)
+        evens = torch.arange(0, last, step, dtype=exact, device=x.device)
+        positions = torch.arange(first, first + x.shape[1], dtype=exact, device=x.device)
+        angles = torch.outer(positions, 10_000.0 ** (-evens / span))
+        if self.halves:
+            waves = torch.cat((angles.sin(), angles.cos()), dim=-1)
+            waves = functional.pad(waves, (0, 1)) if width % 2 else waves
+        else:
+            waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+        return waves[:, :width].to(dtype)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Nothing is stored."""
@@ -82,5 +94,5 @@ def _learned(dims: Dims, *, offset: int = 0) -> PositionalEmbedding:
 
 
 @register("sinusoidal")
-def _sinusoidal(dims: Dims) -> SinusoidalPositionalEmbedding:
-    return SinusoidalPositionalEmbedding(max_seq_len=dims.n_ctx, embed_dim=dims.d_model)
+def _sinusoidal(dims: Dims, *, halves: bool = False, offset: int = 0) -> SinusoidalPositionalEmbedding:
+    return SinusoidalPositionalEmbedding(max_seq_len=dims.n_ctx, embed_dim=dims.d_model, halves=halves, offset=offset)

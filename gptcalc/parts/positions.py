@@ -43,9 +43,14 @@ class LearnedPositions(Weighted):
 
 
 class SinusoidalPositions(Weighted):
-    """Fixed sinusoids of any length (Vaswani et al. 2017, §3.5): no parameters."""
+    """Fixed sinusoids of any length (Vaswani et al. 2017, §3.5): no parameters.
+
+    With `halves` all sines come first, then all cosines (tensor2tensor, fairseq). The first token is at `offset`.
+    """
 
     kind: Literal["sinusoidal"] = "sinusoidal"
+    halves: bool = False
+    offset: Annotated[int, Field(strict=True, ge=0, le=16)] = 0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:  # noqa: ARG002  the signature is every part's
         """Nothing is stored."""
@@ -56,7 +61,7 @@ class SinusoidalPositions(Weighted):
         from gptcalc import tape
 
         seq, width = setting.seq, setting.width
-        half = Dim("⌈D/2⌉", (width.size + 1) // 2)
+        half = Dim("⌊D/2⌋", width.size // 2) if self.halves else Dim("⌈D/2⌉", (width.size + 1) // 2)
 
         def made(label: str, *dims: Dim, dtype: str = "fp64") -> tape.Tensor:
             return tape.Tensor(label, dims, dtype)
@@ -65,8 +70,6 @@ class SinusoidalPositions(Weighted):
         frequencies, positions = made("frequencies", half), made("positions", seq)
         angles, sines, cosines = made("angles", seq, half), made("sines", seq, half), made("cosines", seq, half)
         waves = made("waves", seq, Dim("2", 2), half)
-        # An odd D leaves out the last cosine.
-        used = tape.Access(waves, (seq, width), "waves")
         out = tape.all_of(made("position rows", seq, width, dtype=setting.dtype))
         rows = tape.Rows(setting)
         rows(tape.whole("aten::arange", (), evens))
@@ -80,9 +83,13 @@ class SinusoidalPositions(Weighted):
         rows.drop(frequencies)
         rows(tape.whole("aten::sin", (angles,), sines))
         rows(tape.whole("aten::cos", (angles,), cosines))
-        rows(tape.whole("aten::stack", (sines, cosines), waves))
+        rows(tape.whole("aten::cat" if self.halves else "aten::stack", (sines, cosines), waves))
         rows.drop(sines, cosines)
-        rows(tape.Op("aten::_to_copy", (used,), (out,)))
+        if self.halves and width.size % 2:
+            before, waves = waves, rows(tape.whole("aten::constant_pad_nd", (waves,), made("padded waves", seq, width)))
+            rows.drop(before)
+        # An odd D leaves out the last cosine.
+        rows(tape.Op("aten::_to_copy", (tape.Access(waves, (seq, width), "waves"),), (out,)))
         rows.drop(evens, positions, angles, waves)
         return tuple(rows)
 

@@ -14,7 +14,7 @@ from gptcalc.inventory import inventory
 from gptcalc.parts.embedding import Projection
 from gptcalc.parts.mlp import DenseMLP, GatedMLP
 from gptcalc.parts.norm import LayerNorm, RMSNorm
-from gptcalc.parts.positions import LearnedPositions
+from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
 from gptcalc.spec import Activation, LayerGroup
 
 torch = pytest.importorskip("torch")
@@ -133,4 +133,6 @@ def test_input_and_head_of_any_form(drawn: tuple[Spec, Plan], data: st.DataObjec
         changes["output_projection"] = Projection(name="project.out", d_embed=narrow, widens=False)
     if isinstance(spec.positions, LearnedPositions):
         changes["positions"] = LearnedPositions(name="places", offset=data.draw(st.sampled_from([0, 2])))
+    if isinstance(spec.positions, SinusoidalPositions):
+        changes["positions"] = SinusoidalPositions(name="places", halves=data.draw(st.booleans()), offset=2)
     check_step(spec.model_copy(update=changes), plan)

@@ -184,7 +184,7 @@ def test_residual_dropout_follows_attention_and_mlp(toys: Mapping[str, Toy], nam
     torch.manual_seed(0)
     block = build(resolve(toys[name].config, {"residual_dropout": 0.5}).spec).train().trunk.blocks[0]
     x = torch.randn(2, 13, toys[name].spec.d_model)
-    for part in (block.child(name) for pair in block.names for name in pair[1:]):
+    for part in (block.child(half.part) for half in block.halves):
         gone = part(x) == 0
         assert abs(float(gone.float().mean()) - 0.5) < 5 * 0.5 / gone.numel() ** 0.5
         assert not (part.eval()(x) == 0).any()
@@ -344,7 +344,7 @@ def test_unknown_parts_are_refused() -> None:
     mlp = {"kind": "dense", "name": "mlp", "d_ff": 16, "activation": "silu", "bias": True}
     with pytest.raises(UnknownNameError, match="kind of module: read 'densee'; nearest: dense"):
         make(mlp | {"kind": "densee"}, dims)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'window'"):
+    with pytest.raises(InvalidValueError, match="dense: read window=3; the reference module of this kind knows none"):
         make(mlp | {"window": 3}, dims)
     with pytest.raises(UnknownNameError, match="activation: read 'silo'; nearest: silu"):
         make(mlp | {"activation": "silo"}, dims)

@@ -24,6 +24,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), None),
     "vocab_size": 71,
+    "logit_scale": 1.0,
     "head_dim": 8,
     "sliding_window": 5,
     "attention_chunk_size": 5,
