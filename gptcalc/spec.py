@@ -94,7 +94,8 @@ def unknown_ops(part: Part) -> list[str]:
     if part.without_ops is None:
         return [part.kind]
     fields = type(part).model_fields
-    found = [f"{key}={value}" for key in part.without_ops if (value := getattr(part, key)) != fields[key].default]
+    on = [(key, value) for key in part.without_ops if (value := getattr(part, key)) != fields[key].default]
+    found = [f"{key}={value.kind if isinstance(value, Part) else value}" for key, value in on]
     inner = [value for key in fields if key not in part.without_ops and isinstance(value := getattr(part, key), Part)]
     return [*found, *(what for held in inner for what in unknown_ops(held))]
 

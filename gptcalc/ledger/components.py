@@ -86,11 +86,11 @@ COMPONENTS = {
     ),
     "mlp_up": Component("up-projection", "up-projection", "each layer widens D to F", f"{_VASWANI}, §3.3"),
     "experts_up": Component(
-        "up-projection of experts", "up-projection", "each of E experts widens D to F", "Jiang et al. 2024, §2.1"
+        "up-projection of experts", "up-projection", "each of E experts widens D to Fe", "Jiang et al. 2024, §2.1"
     ),
     "mlp_gate": Component("gate", "gate", "a second widening from D to F gates the first", "Shazeer 2020, §2"),
     "experts_gate": Component(
-        "gate of experts", "gate", "each of E experts has its own gate from D to F", "Jiang et al. 2024, §2.1"
+        "gate of experts", "gate", "each of E experts has its own gate from D to Fe", "Jiang et al. 2024, §2.1"
     ),
     "shared_experts_up": Component(
         "up-projection of shared experts", "up-projection", "experts that every token uses widen D to Fs", _SHARED
@@ -100,7 +100,7 @@ COMPONENTS = {
     ),
     "mlp_down": Component("down-projection", "down-projection", "each layer narrows F to D", f"{_VASWANI}, §3.3"),
     "experts_down": Component(
-        "down-projection of experts", "down-projection", "each of E experts narrows F to D", "Jiang et al. 2024, §2.1"
+        "down-projection of experts", "down-projection", "each of E experts narrows Fe to D", "Jiang et al. 2024, §2.1"
     ),
     "shared_experts_down": Component(
         "down-projection of shared experts", "down-projection", "experts that every token uses narrow Fs to D", _SHARED

@@ -170,9 +170,12 @@ def fold(key: str, label: str, parts: list[tuple[Weight, Slice]], *, per_layer: 
 
 def _products(parts: list[tuple[Weight, Slice]], *, per_layer: bool) -> Iterator[Product]:
     """A product for each kind of slice; equal slices in several groups of layers have all these layers as one L."""
-    layers: Counter[tuple[bool, str, Product]] = Counter()
+    layers: Counter[tuple[bool, str, Product, int]] = Counter()
+    seen: Counter[tuple[str, range | None, Product]] = Counter()
     for row, part in parts:
         inside = row.layers is not None and not per_layer
-        layers[inside, row.name, part.product] += len(row.layers) if inside and row.layers is not None else 1
-    for (inside, _, product), count in layers.items():
+        seen[row.name, row.layers, part.product] += 1
+        place = (inside, row.name, part.product, seen[row.name, row.layers, part.product])
+        layers[place] += len(row.layers) if inside and row.layers is not None else 1
+    for (inside, _, product, _), count in layers.items():
         yield from [(Dim("L", count), *product)] if inside else [product] * count

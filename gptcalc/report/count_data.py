@@ -19,6 +19,9 @@ from gptcalc.units import bytes_of, format_count
 #: Above this, a list of every tensor is refused rather than printed for minutes.
 MOST_TENSORS = 200_000
 
+#: Of more stretches of equal layers, a label names the first ones and the last.
+MOST_SPANS = 4
+
 NOT_COUNTED = (
     "Not in these numbers: buffers (causal masks, rotary tables), gradients (one for each parameter), AdamW's states"
     " (two for each), activations (by batch and length)."
@@ -184,7 +187,7 @@ def _line_json(line: Line, count: Parameters) -> CountLine:
 
 
 class Section(NamedTuple):
-    """The lines outside the layers, or of one group of equal layers; a line of a group stands for all its layers."""
+    """The lines outside the layers, or of all layers that have the same tensors, for which a line stands."""
 
     key: str
     label: str
@@ -192,17 +195,32 @@ class Section(NamedTuple):
 
 
 def sections(count: Parameters) -> Iterator[Section]:
-    """The rows outside the layers, then each group of layers."""
-    found: dict[range | None, dict[str, list[tuple[Weight, Slice]]]] = {}
+    """The rows outside the layers, then each kind of layer: groups with the same tensors are one."""
+    groups: dict[range | None, list[Weight]] = {}
     for row in count.rows:
-        for part in row.slices:
-            found.setdefault(row.layers, {}).setdefault(part.component, []).append((row, part))
-    for layers, components in found.items():
-        key, label = "outside", "outside the layers"
-        if layers is not None:
-            key = f"layers.{layers.start}-{layers.stop - 1}"
-            label = f"layers {layers.start}–{layers.stop - 1} ({format_count(len(layers))}×)"
+        groups.setdefault(row.layers, []).append(row)
+    kinds: dict[tuple[Weight, ...], list[range | None]] = {}
+    for layers, rows in groups.items():
+        kinds.setdefault(tuple(row._replace(layers=None) for row in rows), []).append(layers)
+    for same in kinds.values():
+        components: dict[str, list[tuple[Weight, Slice]]] = {}
+        for row in (row for layers in same for row in groups[layers]):
+            for part in row.slices:
+                components.setdefault(part.component, []).append((row, part))
+        key, label = _named([layers for layers in same if layers is not None])
         yield Section(key, label, [fold(key, COMPONENTS[key].label, parts) for key, parts in components.items()])
+
+
+def _named(groups: list[range]) -> tuple[str, str]:
+    """The key and the label of layers that are equal: `layers 0–2, 4–6 (6×)`."""
+    if not groups:
+        return "outside", "outside the layers"
+    runs = [(group.start, group.stop - 1) for group in groups]
+    spans = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
+    shown = spans if len(spans) <= MOST_SPANS else [*spans[: MOST_SPANS - 1], "…", spans[-1]]
+    word = "layer" if sum(map(len, groups)) == 1 else "layers"
+    key = ",".join(f"{first}-{last}" for first, last in runs)
+    return f"layers.{key}", f"{word} {', '.join(shown)} ({format_count(sum(map(len, groups)))}×)"
 
 
 def _tensor_lines(count: Parameters) -> Iterator[CountLine]:

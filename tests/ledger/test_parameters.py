@@ -105,3 +105,14 @@ def test_numbers_stay_exact_at_any_size() -> None:
     block = 4 * width**2 + 4 * width + 2 * width * 4 * 2**20 + 4 * 2**20 + width + 4 * width
 
     assert stored == layers * block + (vocabulary + 1024 + 2) * width
+
+
+def test_equal_layers_in_several_stretches_are_one_l() -> None:
+    """Sliding and full layers of equal tensors are counted together; two equal slices of one tensor are two."""
+    gemma = {line.key: line.formula for line in gptcalc.count("gemma-3-1b").lines}
+    qwen = {line.key: line.formula for line in gptcalc.count("qwen3-next-80b-a3b").lines}
+
+    assert (gemma["attn_q"].letters, gemma["attn_q"].numbers) == ("L×N×H×D", "26×4×256×1,152")
+    assert qwen["router"].numbers == "48×512×2,048"
+    assert "2×Nk×Hk×D" in qwen["linear_attn"].letters
+    assert qwen["linear_attn"].numbers.startswith("36×(")

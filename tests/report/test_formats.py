@@ -192,3 +192,15 @@ def test_a_norm_and_an_unembedding_cite_those_who_defined_them() -> None:
     assert "Ba et al." in sources["gpt2"]["norm_weight"]
     assert "Press & Wolf" in sources["gpt2"]["unembedding"]
     assert "Press & Wolf" not in sources["llama-3-8b"]["unembedding"]
+
+
+def test_layers_of_one_kind_are_one_section_wherever_they_stand() -> None:
+    """Three of four layers of Qwen3-Next are linear: two sections, and JSON names every stretch."""
+    text = gptcalc("count", "qwen3-next-80b-a3b", "--depth", "2").stdout
+    lines = json.loads(gptcalc("count", "qwen3-next-80b-a3b", "--depth", "2", "--format", "json").stdout)["lines"]
+    keys = {line["key"].rpartition(".")[0] for line in lines}
+
+    assert "layers 0–2, 4–6, 8–10, …, 44–46 (36×)" in text
+    assert "layers 3, 7, 11, …, 47 (12×)" in text
+    assert len(keys) == 3
+    assert "layers.3-3,7-7,11-11,15-15,19-19,23-23,27-27,31-31,35-35,39-39,43-43,47-47" in keys
