@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gptcalc.api import check as check
+    from gptcalc.api import compare as compare
     from gptcalc.api import count as count
+    from gptcalc.api import design as design
     from gptcalc.api import memory as memory
     from gptcalc.errors import GptcalcError as GptcalcError
 
 __version__ = "0.1.0"
-__all__ = ["GptcalcError", "__version__", "check", "count", "memory"]
+__all__ = ["GptcalcError", "__version__", "check", "compare", "count", "design", "memory"]
 
 
 def __dir__() -> list[str]:

@@ -6,11 +6,11 @@
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
-from gptcalc.errors import GptcalcError, InvalidValueError, shown
+from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
 from gptcalc.ledger.cache import Cache, cache
 from gptcalc.ledger.evidence import Check
 from gptcalc.ledger.parameters import Line, Parameters, Totals, parameters
@@ -19,8 +19,12 @@ from gptcalc.report.count_data import CountJSON, count_json
 from gptcalc.report.document import Document
 
 if TYPE_CHECKING:
+    from gptcalc.ledger.compare import Compared
+    from gptcalc.ledger.design import Designs, Shape
     from gptcalc.ledger.embedding import EmbeddingStage
     from gptcalc.ledger.memory import Memory, Mode
+    from gptcalc.report.compare import CompareJSON
+    from gptcalc.report.design import DesignJSON
     from gptcalc.report.memory_data import MemoryJSON
 
 
@@ -139,15 +143,85 @@ class MemoryReport(NamedTuple):
         return render_html(self.document())
 
 
+class Comparison(NamedTuple):
+    """Models side by side, and every form of the report; `settings` are those of memory, where that was asked for."""
+
+    models: "tuple[Compared, ...]"
+    settings: Mapping[str, object] | None = None
+    command: str = ""
+
+    def __repr__(self) -> str:
+        """The models and what they store; everything else is in the fields."""
+        return f"Comparison({', '.join(f'{m.name}={m.parameters.totals.stored}' for m in self.models)})"
+
+    def to_dict(self) -> "CompareJSON":
+        """What `gptcalc compare --format json` prints."""
+        from gptcalc.report.compare import compare_json
+
+        return compare_json(self.models, self.settings, self.command)
+
+    def document(self) -> Document:
+        """The report before it has a format."""
+        from gptcalc.report.compare import compare_document
+
+        return compare_document(self.models, self.settings)
+
+    def _repr_html_(self) -> str:
+        """Tables for a notebook."""
+        from gptcalc.report.plain import render_html
+
+        return render_html(self.document())
+
+
+class Design(NamedTuple):
+    """Shapes near a number of parameters, the best first, and every form of the report."""
+
+    designs: "Designs"
+    command: str = ""
+
+    def __repr__(self) -> str:
+        """The target and how many there are; everything else is in the fields."""
+        return f"Design({self.designs.target}, shapes={len(self.shapes)})"
+
+    @property
+    def shapes(self) -> "tuple[Shape, ...]":
+        """The shapes, each with its exact count: `.sizes`, `.stored`, `.parameters`, `.overrides`."""
+        return self.designs.shapes
+
+    def to_dict(self) -> "DesignJSON":
+        """What `gptcalc design --format json` prints."""
+        from gptcalc.report.design import design_json
+
+        return design_json(self.designs, self.command)
+
+    def document(self) -> Document:
+        """The report before it has a format."""
+        from gptcalc.report.design import design_document
+
+        return design_document(self.designs)
+
+    def _repr_html_(self) -> str:
+        """Tables for a notebook."""
+        from gptcalc.report.plain import render_html
+
+        return render_html(self.document())
+
+
 __all__ = [
     "Check",
+    "Comparison",
     "Count",
+    "Design",
     "GptcalcError",
     "MemoryReport",
     "check",
     "check_of",
+    "compare",
+    "compare_of",
     "count",
     "count_of",
+    "design",
+    "design_of",
     "memory",
     "memory_of",
 ]
@@ -304,3 +378,105 @@ def check_of(
             f" with {spelled('witness')} {', '.join(MEMORY_WITNESSES)}"
         )
     return hear(resolve(model, overrides), witness)
+
+
+def compare(
+    *models: Model | tuple[Model, Mapping[str, object]], memory: bool = False, **settings: object
+) -> Comparison:
+    """Set two or more models side by side.
+
+    Each is what `count` takes, or a pair of that and its overrides: `("gpt2", {"n_layers": 24})`. With `memory`, or
+    with any of `settings` (those of `gptcalc.memory`: `batch=8, seq=1024`), memory is compared too. Raises
+    `GptcalcError` on a bad request.
+    """
+    pairs = [each if isinstance(each, tuple) else (each, {}) for each in models]
+    given = {name: value for name, value in settings.items() if value is not None}
+    arguments = [*map(repr, models), *(["memory=True"] if memory else [])]
+    arguments += [f"{name}={value!r}" for name, value in given.items()]
+    compared = compare_of(pairs, given if given or memory else None)
+    return compared._replace(command=f"gptcalc.compare({', '.join(arguments)})")
+
+
+def compare_of(
+    models: Sequence[tuple[Model, Mapping[str, object]]],
+    settings: Mapping[str, object] | None,
+    *,
+    names: Sequence[str] | None = None,
+    spelled: Callable[[str], str] = str,
+) -> Comparison:
+    """`compare` with each model's overrides in a mapping; memory is compared where there are `settings`, even none.
+
+    `names` are the models as they were typed, for those that no preset names.
+    """
+    from gptcalc.ledger.asked import SETTINGS
+    from gptcalc.ledger.compare import Compared, named
+
+    if len(models) < 2:
+        raise InvalidValueError(f"compare: read {len(models)} model; allowed: two or more")
+    for key in settings or {}:
+        if key not in SETTINGS:
+            raise UnknownNameError.near("setting of compare", key, SETTINGS)
+    counts = [count_of(model, overrides) for model, overrides in models]
+    titles = named([count.model for count in counts], names)
+    compared = [Compared(name, *count[:2]) for name, count in zip(titles, counts, strict=True)]
+    if settings is not None:
+        compared = [_with_memory(each, model, settings, spelled) for each, model in zip(compared, models, strict=True)]
+    return Comparison(tuple(compared), settings)
+
+
+def _with_memory(
+    each: "Compared",
+    model: tuple[Model, Mapping[str, object]],
+    settings: Mapping[str, object],
+    spelled: Callable[[str], str],
+) -> "Compared":
+    """The model with what a run of it takes, or with the reason why that is not known."""
+    from gptcalc.ledger.memory import Memory
+
+    try:
+        found = memory_of(*model, settings, spelled=spelled).answer
+    except GptcalcError as error:
+        return each._replace(refused=str(error))
+    return each._replace(memory=found) if isinstance(found, Memory) else each
+
+
+def design(
+    params: str | float,
+    *,
+    family: str = "gpt2",
+    tolerance: float | str = "5%",
+    top: int = 10,
+    **overrides: object,
+) -> Design:
+    """Find shapes near `params` parameters, the nearest of usual aspect first, with their exact counts.
+
+    `family` is a model type or a preset: what is not shape stays as it is there, but for `overrides`, as those of
+    `count`. A dim of the shape that is given is kept: `n_layers=24`. Raises `GptcalcError` on a bad request.
+    """
+    given = {"family": family, "tolerance": tolerance, "top": top} | overrides
+    found = design_of(params, family, overrides, tolerance=tolerance, top=top)
+    arguments = [repr(params), *(f"{name}={value!r}" for name, value in given.items())]
+    return found._replace(command=f"gptcalc.design({', '.join(arguments)})")
+
+
+def design_of(  # noqa: PLR0913  a wish is an argument
+    params: object,
+    family: str,
+    overrides: Mapping[str, object],
+    *,
+    tolerance: object = "5%",
+    top: object = 10,
+    spelled: Callable[[str], str] = str,
+) -> Design:
+    """`design` with the model's fields in a mapping; errors call a setting as it is `spelled`."""
+    from gptcalc.ledger import design as engine
+
+    wish = engine.Wish(
+        target=engine.read_amount(params, spelled("params")),
+        tolerance=engine.read_tolerance(tolerance, spelled("tolerance")),
+        top=engine.read_top(top, spelled("top")),
+        base=engine.base_of(family, spelled("family")),
+        overrides=overrides,
+        what=spelled("params"),
+    )
+    return Design(engine.design(wish))

@@ -18,7 +18,7 @@ from gptcalc.cli.output import say
 from gptcalc.errors import GptcalcError
 
 #: Every command, in the order of `--help`; each is `gptcalc/cli/NAME.py`.
-COMMANDS = ("count", "memory", "check", "bench", "presets", "claims", "schema")
+COMMANDS = ("count", "memory", "compare", "design", "check", "bench", "presets", "claims", "schema")
 
 #: Exit codes: a disagreement or a model that does not fit is 1, a wrong request 2.
 WRONG_REQUEST = 2

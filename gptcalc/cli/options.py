@@ -62,6 +62,19 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def takes_overrides(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the override options alone; it receives them as `overrides`."""
+    options = {name: option for name, option in _MODEL_OPTIONS.items() if name != "model"}
+
+    @wraps(command)
+    def wrapper(**given: Any) -> None:
+        own = {name: given.pop(name) for name in list(given) if name not in options}
+        command(overrides=_overrides(given), **own)
+
+    _take(wrapper, command, options, ("overrides",))
+    return wrapper
+
+
 def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a run on one device; it receives those that were given as `plan`."""
     options = _plan_options()
@@ -109,14 +122,20 @@ def _overrides(given: dict[str, Any]) -> dict[str, object]:
         if value is not None:
             changes[name] = parse_value(value) if isinstance(value, str) else value
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise InvalidValueError(f"--set: read {shown(pair)}; allowed: KEY=VALUE, as in --set n_layer=6")
+        key, value = parse_pair(pair, "--set")
         if key in changes:
             raise InvalidValueError(f"--set: read {shown(pair)}, but {key} is given already; give it once")
-        changes[key] = parse_value(text.strip())
+        changes[key] = value
     return changes
+
+
+def parse_pair(pair: str, what: str) -> tuple[str, object]:
+    """The field and the value of KEY=VALUE."""
+    key, equals, text = pair.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals or not key:
+        raise InvalidValueError(f"{what}: read {shown(pair)}; allowed: KEY=VALUE, as in n_layer=6")
+    return key, parse_value(text.strip())
 
 
 def _plan_options() -> dict[str, dict[str, Any]]:

@@ -37,6 +37,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "scope": ("model", "embedding"),
     }
 )
+#: Every setting of a run of the whole model.
+SETTINGS = ("mode", "precision", "attention", "implementation", "optimizer", "optimizer_impl", "kv_dtype", "logits")
+SETTINGS += ("batch", "seq", "momentum", "dropout", "target", "torch", "expandable_segments")
 #: What only one of the modes has, and what the embedding stage by itself has.
 TRAINING = ("optimizer", "optimizer_impl", "momentum", "dropout")
 INFERENCE = ("kv_dtype", "logits")

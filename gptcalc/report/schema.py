@@ -8,7 +8,9 @@ from gptcalc.report.bench_against import BenchAgainstJSON
 from gptcalc.report.bench_data import BenchJSON
 from gptcalc.report.check import CheckJSON
 from gptcalc.report.claims import ClaimsJSON
+from gptcalc.report.compare import CompareJSON
 from gptcalc.report.count_data import CountJSON
+from gptcalc.report.design import DesignJSON
 from gptcalc.report.memory_data import MemoryJSON
 from gptcalc.report.presets import PresetJSON, PresetsJSON
 
@@ -16,6 +18,8 @@ from gptcalc.report.presets import PresetJSON, PresetsJSON
 SCHEMAS: dict[str, Any] = {
     "count": CountJSON,
     "memory": MemoryJSON,
+    "compare": CompareJSON,
+    "design": DesignJSON,
     "check": CheckJSON,
     "presets": PresetsJSON,
     "presets-show": PresetJSON,

@@ -129,7 +129,44 @@ def fit(table: Table, width: int) -> tuple[list[int], dict[int, int]]:
     return kept, widths
 
 
+def blocks(table: Table, width: int) -> Iterator[Table]:
+    """The table itself where it fits; else as many tables below each other as it takes to drop no block of columns."""
+    numbers = list(dict.fromkeys(column.block for column in table.columns if column.block))
+    while numbers:
+        count = len(numbers)
+        while count > 1 and not _fits(_only(table, numbers[:count]), width):
+            count -= 1
+        yield _only(table, numbers[:count])
+        numbers = numbers[count:]
+
+
+def _only(table: Table, numbers: list[int]) -> Table:
+    """The table with some of its blocks."""
+    kept = [index for index, column in enumerate(table.columns) if column.block in (0, *numbers)]
+
+    def cut(rows: tuple[tuple[Value, ...], ...]) -> tuple[tuple[Value, ...], ...]:
+        return tuple(tuple(row[index] for index in kept) for row in rows)
+
+    return table._replace(
+        columns=tuple(table.columns[index] for index in kept), rows=cut(table.rows), footer=cut(table.footer)
+    )
+
+
+def _fits(table: Table, width: int) -> bool:
+    return sum(_minimum(table, index) for index in range(len(table.columns))) + _gaps(table.columns) <= width
+
+
 def _print_table(console: Console, table: Table, width: int) -> None:
+    if any(column.block for column in table.columns):
+        first, *others = blocks(table, width)
+        _print_one(console, first, width)
+        for other in others:
+            _print_one(console, other._replace(title=""), width)
+    else:
+        _print_one(console, table, width)
+
+
+def _print_one(console: Console, table: Table, width: int) -> None:
     kept, widths = fit(table, width)
     columns, sizes = [table.columns[index] for index in kept], [widths[index] for index in kept]
     lines = _wrapped(table.title, width, "bold")
