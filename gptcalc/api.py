@@ -144,10 +144,9 @@ class MemoryReport(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Models side by side, and every form of the report; `settings` are those of memory, where that was asked for."""
+    """Models side by side, and every form of the report; of memory where that was asked for."""
 
     models: "tuple[Compared, ...]"
-    settings: Mapping[str, object] | None = None
     command: str = ""
 
     def __repr__(self) -> str:
@@ -158,13 +157,13 @@ class Comparison(NamedTuple):
         """What `gptcalc compare --format json` prints."""
         from gptcalc.report.compare import compare_json
 
-        return compare_json(self.models, self.settings, self.command)
+        return compare_json(self.models, self.command)
 
     def document(self) -> Document:
         """The report before it has a format."""
         from gptcalc.report.compare import compare_document
 
-        return compare_document(self.models, self.settings)
+        return compare_document(self.models)
 
     def _repr_html_(self) -> str:
         """Tables for a notebook."""
@@ -401,13 +400,9 @@ def compare_of(
     models: Sequence[tuple[Model, Mapping[str, object]]],
     settings: Mapping[str, object] | None,
     *,
-    names: Sequence[str] | None = None,
     spelled: Callable[[str], str] = str,
 ) -> Comparison:
-    """`compare` with each model's overrides in a mapping; memory is compared where there are `settings`, even none.
-
-    `names` are the models as they were typed, for those that no preset names.
-    """
+    """`compare` with each model's overrides in a mapping; memory is compared where there are `settings`, even none."""
     from gptcalc.ledger.asked import SETTINGS
     from gptcalc.ledger.compare import Compared, named
 
@@ -417,11 +412,13 @@ def compare_of(
         if key not in SETTINGS:
             raise UnknownNameError.near("setting of compare", key, SETTINGS)
     counts = [count_of(model, overrides) for model, overrides in models]
-    titles = named([count.model for count in counts], names)
+    titles = named([count.model for count in counts])
     compared = [Compared(name, *count[:2]) for name, count in zip(titles, counts, strict=True)]
     if settings is not None:
         compared = [_with_memory(each, model, settings, spelled) for each, model in zip(compared, models, strict=True)]
-    return Comparison(tuple(compared), settings)
+        if all(each.refused for each in compared):
+            raise InvalidValueError(compared[0].refused)
+    return Comparison(tuple(compared))
 
 
 def _with_memory(

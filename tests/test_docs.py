@@ -33,7 +33,16 @@ def _any_version(text: str) -> str:
 
 def test_there_are_outputs_to_check() -> None:
     """The marks in the README are found."""
-    assert [command.split()[1] for command, _ in OUTPUTS] == ["count", "count", "check", "memory", "claims", "bench"]
+    assert [command.split()[1] for command, _ in OUTPUTS] == [
+        "count",
+        "count",
+        "check",
+        "memory",
+        "compare",
+        "design",
+        "claims",
+        "bench",
+    ]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))

@@ -39,7 +39,7 @@ def compare(
     """Set models side by side: what differs, what each stores, in which ratio, and what a run of each takes."""
     pairs = [parse_model(text) for text in models]
     settings = plan if plan or memory else None
-    compared = api.compare_of(pairs, settings, names=models, spelled=spelled)
+    compared = api.compare_of(pairs, settings, spelled=spelled)
     compared = compared._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
     answer(render(format_, compared.document, compared.to_dict))
 

@@ -38,8 +38,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 #: Every setting of a run of the whole model.
-SETTINGS = ("mode", "precision", "attention", "implementation", "optimizer", "optimizer_impl", "kv_dtype", "logits")
-SETTINGS += ("batch", "seq", "momentum", "dropout", "target", "torch", "expandable_segments")
+SETTINGS = (
+    *("mode", "precision", "attention", "implementation", "optimizer", "optimizer_impl", "kv_dtype", "logits"),
+    *("batch", "seq", "momentum", "dropout", "target", "torch", "expandable_segments"),
+)
 #: What only one of the modes has, and what the embedding stage by itself has.
 TRAINING = ("optimizer", "optimizer_impl", "momentum", "dropout")
 INFERENCE = ("kv_dtype", "logits")

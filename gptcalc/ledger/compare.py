@@ -3,11 +3,13 @@
 A row holds one value for each model, in their order; `None` where a model has no such thing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 from gptcalc.catalog import Resolved
+from gptcalc.ledger.alive import KINDS
 from gptcalc.ledger.components import COMPONENTS, GROUPS
 from gptcalc.ledger.memory import Memory, Mode
 from gptcalc.ledger.parameters import Parameters, Totals
@@ -56,11 +58,11 @@ class Missing:
 MISSING = Missing()
 
 
-def named(models: Sequence[Resolved], typed: Sequence[str] | None = None) -> tuple[str, ...]:
+def named(models: Sequence[Resolved]) -> tuple[str, ...]:
     """A name of its own for each model: its preset's or its file's, its changes, a number where it stands twice."""
     names: list[str] = []
-    for place, model in enumerate(models):
-        own = model.preset.name if model.preset else typed[place].partition(":")[0] if typed else model.name
+    for model in models:
+        own = model.preset.name if model.preset else model.title
         changes = ",".join(f"{key}={change.now}" for key, change in model.changed.items())
         name = f"{own}:{changes}" if changes else own
         times = sum(other == name or other.startswith(f"{name} #") for other in names)
@@ -84,8 +86,9 @@ def _fields(model: Resolved) -> Mapping[str, object]:
 
 
 def differ(fields: Fields) -> bool:
-    """Whether the models have not all the same value; true is not 1."""
-    first, *others = [(type(value), value) for value in fields.values]
+    """Whether the models have not all the same value; true is not 1, and no value is as good as no field."""
+    plain = [None if value is MISSING else value for value in fields.values]
+    first, *others = [(type(value), value) for value in plain]
     return any(other != first for other in others)
 
 
@@ -126,8 +129,9 @@ def totals(models: Sequence[Compared]) -> tuple[Amounts, ...]:
 
 
 def memory(models: Sequence[Compared]) -> tuple[Amounts, ...]:
-    """The peak of each mode in bytes requested, and what of it are weights, optimizer states, KV cache, all else."""
-    rows: list[Amounts] = []
+    """The sequence; the peak of each mode in bytes requested, and what of it are weights, states, cache, all else."""
+    lengths = tuple(each.memory.plan.seq if each.memory else None for each in models)
+    rows = [Amounts("seq", "sequence", "tokens", lengths)]
     names = dict.fromkeys(mode.name for each in models if each.memory for mode in each.memory.modes)
     for name in names:
         modes = [_mode(each, name) for each in models]
@@ -153,14 +157,14 @@ KIND_LABELS = {
 
 def _of_kinds(name: str, modes: Sequence[Mode | None]) -> Iterator[Amounts]:
     for kind, label in KIND_LABELS.items():
-        row = _bytes(f"{name}.{kind}", label, modes, lambda mode, kind=kind: _sum(mode, lambda one: one == kind))
+        row = _bytes(f"{name}.{kind}", label, modes, partial(_sum, kinds=(kind,)))
         if any(row.amounts):
             yield row
-    yield _bytes(f"{name}.other", "all else", modes, lambda mode: _sum(mode, lambda one: one not in KIND_LABELS))
+    yield _bytes(f"{name}.other", "all else", modes, partial(_sum, kinds=set(KINDS) - set(KIND_LABELS)))
 
 
-def _sum(mode: Mode, wanted: Callable[[str], bool]) -> int:
-    return sum(line.amount for line in mode.lines if wanted(line.kind))
+def _sum(mode: Mode, kinds: Collection[str]) -> int:
+    return sum(line.amount for line in mode.lines if line.kind in kinds)
 
 
 def _bytes(key: str, label: str, modes: Sequence[Mode | None], amount: Callable[[Mode], int]) -> Amounts:

@@ -38,6 +38,8 @@ PUBLISHED = (
 WIDTHS = ((2_048, 64), (8_192, 128), (16_384, 256), (131_072, 1_024))
 #: From this width on heads have 128 numbers, below it 64: as in GPT-3's 1.3B and later models.
 WIDE = 2_048
+#: Sizes that a head may have where neither divides a width that was given.
+HEAD_SIZES = (16, 257)
 #: d_ff is a multiple of it where its ratio to d_model is not whole: LLaMA's `multiple_of`.
 FF_STEP = 256
 #: How far d/L may be from the usual, as a factor, while anything nearer is there. Kaplan et al. 2020 tried 40 in all.
@@ -59,7 +61,7 @@ SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
 class Shape(NamedTuple):
     """One answer. `overrides` make it of the base model; those that follow from others are left out.
 
-    `off` is its distance from the target as a signed share; `rank` is what the answers are sorted by.
+    `off` is its distance from the target as a signed share; `rank` is what the answers are sorted by, 0 if it is exact.
     """
 
     model: Resolved
@@ -181,7 +183,7 @@ class _Search:
         model = resolve(wish.base, {})
         own = model.family.translate(wish.overrides, model.name)
         self.pinned = {field: value for field, value in own.items() if field in SHAPE and value is not None}
-        self.kept = {field: value for field, value in own.items() if field not in self.pinned}
+        self.kept = {field: value for field, value in own.items() if field not in SHAPE}
         self.base = resolve(wish.base, self.kept)
         sizes = self.base.family.resolved()
         for field in SHAPE:
@@ -211,7 +213,7 @@ class _Search:
         found = {"n_layers": n_layers, "d_model": d_model} | self.pinned
         n_heads, d_head = found.get("n_heads"), found.get("d_head")
         if not isinstance(n_heads, int) and not isinstance(d_head, int):
-            d_head = 128 if d_model >= WIDE and not inner % 128 else 64
+            d_head = self._head_size(d_model, inner)
         if isinstance(d_head, int) and not isinstance(n_heads, int):
             n_heads = _whole(inner / d_head)
         if isinstance(n_heads, int) and not isinstance(d_head, int):
@@ -220,6 +222,14 @@ class _Search:
             return None
         n_kv_heads = self._kv_heads(n_heads)
         return {"n_kv_heads": n_kv_heads, "d_ff": self._d_ff(d_model)} | found | {"n_heads": n_heads, "d_head": d_head}
+
+    def _head_size(self, d_model: int, inner: Fraction) -> int:
+        """H: 128 or 64; of a width that was given and is no multiple of it, the nearest to 64 that divides it."""
+        size = 128 if d_model >= WIDE and not inner % 128 else 64
+        if inner % size and "d_model" in self.pinned:
+            others = [other for other in range(*HEAD_SIZES) if not inner % other]
+            return min(others, key=lambda other: (other % 2, abs(log(other / size))), default=size)
+        return size
 
     def _kv_heads(self, n_heads: int) -> int | None:
         """K: all of them, one, or as near to the base's share of N as divides N; `None` where that is far."""
@@ -273,7 +283,7 @@ class _Search:
         rank = abs(float(off / self.wish.tolerance)) + abs(log2(d_model / n_layers / usual))
         _, n_kv_heads, _ = model.family.heads
         awkward = (d_model % 128 > 0) + (model.family.heads[0] % 2) + (n_kv_heads % 2 and n_kv_heads > 1)
-        return Shape(model, count, shape, off, rank + AWKWARD * awkward)
+        return Shape(model, count, shape, off, rank + AWKWARD * awkward if off else 0.0)
 
     def _depths(self, d_model: int, usual: float, farthest: float | None) -> list[int]:
         pinned = self.pinned.get("n_layers")
@@ -314,8 +324,9 @@ class _Search:
         percent = ceil_div(abs(best.off.numerator) * 1000, best.off.denominator)
         return InvalidValueError(
             f"{self.wish.what}: no shape is within {float(self.wish.tolerance * 100):g}% of"
-            f" {format_count(self.wish.target)}; nearest: {format_count(best.stored)} ({_layers(best.sizes['n_layers'])} of d_model"
-            f" {best.sizes['d_model']}), within a tolerance of {percent // 10}.{percent % 10}%"
+            f" {format_count(self.wish.target)}; nearest: {format_count(best.stored)}"
+            f" ({_layers(best.sizes['n_layers'])} of d_model {best.sizes['d_model']}), within a tolerance of"
+            f" {percent // 10}.{percent % 10}%"
         )
 
     def shortest(self, shape: Shape) -> Mapping[str, object]:

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from gptcalc.ledger import compare
 from gptcalc.ledger.compare import MISSING, Amounts, Compared, Fields
+from gptcalc.plan import Plan
 from gptcalc.report.count_data import heading_notes
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import format_bytes, format_count, format_fixed, format_significant
@@ -63,7 +64,7 @@ class CompareJSON(TypedDict):
     notes: list[str]
 
 
-def compare_json(models: Sequence[Compared], settings: Mapping[str, object] | None, command: str) -> CompareJSON:
+def compare_json(models: Sequence[Compared], command: str) -> CompareJSON:
     """The comparison as a dictionary of plain values; integers stay integers."""
     answer: CompareJSON = {
         "schema": "gptcalc.compare/1",
@@ -78,9 +79,9 @@ def compare_json(models: Sequence[Compared], settings: Mapping[str, object] | No
         "totals": [_amounts_json(row) for row in compare.totals(models)],
         "notes": [*_refusals(models)],
     }
-    if settings is not None:
+    if plan := _plan(models):
         answer["memory"] = [_amounts_json(row) for row in compare.memory(models)]
-        answer["settings"] = dict(settings)
+        answer["settings"] = plan.model_dump(exclude={"seq"})
     return answer
 
 
@@ -111,28 +112,34 @@ def _amounts_json(row: Amounts) -> AmountsJSON:
     }
 
 
-def compare_document(models: Sequence[Compared], settings: Mapping[str, object] | None) -> Document:
+def compare_document(models: Sequence[Compared]) -> Document:
     """What differs first, then what each stores, with ratios to the first, the totals, and memory where asked for."""
     fields = compare.hyperparameters(models)
     different = [row for row in fields if compare.differ(row)]
     tables = [_fields_table(models, different)] if different else []
     tables += [_component_table(models), _amounts_table("Totals", "total", models, compare.totals(models))]
-    if settings is not None:
-        tables.append(_memory_table(models, settings))
+    plan = _plan(models)
+    if plan:
+        tables.append(_memory_table(models, plan))
     notes = [_same(row for row in fields if not compare.differ(row)), *_refusals(models)]
     notes += [f"Note on {each.name}: {note}" for each in models for note in each.model.notes]
-    if settings is not None:
+    if plan:
         notes.append("Bytes are those requested at the peak; --format json and csv have every digit.")
     notes.append(f"Ratios are to {models[0].name}. Next: gptcalc count MODEL, gptcalc memory MODEL.")
-    if settings is None:
+    if not plan:
         notes[-1] += " --memory compares what a step takes."
     return Document(
         title=" against ".join(each.name for each in models),
         heading=(*_heading(models), *(() if different else ("no hyperparameter differs",))),
         tables=tuple(tables),
         notes=tuple(filter(None, notes)),
-        data=lambda: _data_table(models, different, with_memory=settings is not None),
+        data=lambda: _data_table(models, different, with_memory=plan is not None),
     )
+
+
+def _plan(models: Sequence[Compared]) -> Plan | None:
+    """The run that memory speaks of: the same for all but for the sequence."""
+    return next((each.memory.plan for each in models if each.memory), None)
 
 
 def _heading(models: Sequence[Compared]) -> Iterable[str]:
@@ -197,22 +204,41 @@ def _component_table(models: Sequence[Compared]) -> Table:
         rows.append(_row(row.label, texts, row.ratios))
     stored = compare.totals(models)[0]
     footer = _row("stored", [_count(amount) for amount in stored.amounts], stored.ratios)
-    return Table("Parameters", _columns("component", models, ratios=True), tuple(rows), (footer,))
+    return _side_by_side("Parameters", "component", models, rows, (footer,))
 
 
 def _amounts_table(title: str, what: str, models: Sequence[Compared], rows: Iterable[Amounts]) -> Table:
-    lines = tuple(_row(row.label, [_count(amount) for amount in row.amounts], row.ratios) for row in rows)
-    return Table(title, _columns(what, models, ratios=True), lines)
+    lines = [_row(row.label, [_count(amount) for amount in row.amounts], row.ratios) for row in rows]
+    return _side_by_side(title, what, models, lines)
 
 
-def _memory_table(models: Sequence[Compared], settings: Mapping[str, object]) -> Table:
-    given = ", ".join(f"{key.replace('_', '-')} {plain(value)}" for key, value in settings.items())
+def _memory_table(models: Sequence[Compared], plan: Plan) -> Table:
     rows = []
     for row in compare.memory(models):
-        label = row.label if row.key.endswith(".peak") else f"  {row.label}"
-        rows.append(_row(label, [NONE if one is None else format_bytes(one) for one in row.amounts], row.ratios))
-    title = f"Memory on one device: {given}" if given else "Memory on one device, by default settings"
-    return Table(title, _columns("at the peak", models, ratios=True), tuple(rows))
+        label = row.label if row.key.endswith((".peak", "seq")) else f"  {row.label}"
+        text = format_bytes if row.unit == "bytes" else format_count
+        rows.append(_row(label, [NONE if one is None else text(one) for one in row.amounts], row.ratios))
+    title = (
+        f"Memory on one device: batch {plan.batch:,}, {plan.precision}, {plan.optimizer} {plan.optimizer_impl},"
+        f" attention {plan.attention}, {plan.target}, torch {plan.torch}"
+    )
+    return _side_by_side(title, "at the peak", models, rows)
+
+
+def _side_by_side(
+    title: str,
+    what: str,
+    models: Sequence[Compared],
+    rows: Sequence[tuple[Value, ...]],
+    footer: tuple[tuple[Value, ...], ...] = (),
+) -> Table:
+    """A table of amounts, which stay whole where the models' names break."""
+    columns = _columns(what, models, ratios=True)
+    widths = [max(len(str(row[place])) for row in (*rows, *footer)) for place in range(len(columns))]
+    columns = columns[:1] + tuple(
+        column._replace(least=width) for column, width in zip(columns[1:], widths[1:], strict=True)
+    )
+    return Table(title, columns, tuple(rows), footer)
 
 
 def _count(amount: int | None) -> str:
@@ -220,7 +246,7 @@ def _count(amount: int | None) -> str:
 
 
 def _same(rows: Iterable[Fields]) -> str:
-    texts = [f"{row.key} {plain(row.values[0])}" for row in rows if row.values[0] is not None]
+    texts = [f"{row.key} {plain(row.values[0])}" for row in rows if row.values[0] not in (None, MISSING)]
     return f"The same in all: {', '.join(texts)}." if texts else ""
 
 
@@ -255,4 +281,6 @@ def _data_table(models: Sequence[Compared], different: Sequence[Fields], *, with
 
 
 def _bare(value: object) -> Value:
+    if isinstance(value, float):
+        return repr(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else plain(value)

@@ -111,11 +111,7 @@ def _options(overrides: Mapping[str, object]) -> Iterator[str]:
 
 
 def _typed(value: object) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if _is_word(value) else str(value)
-
-
-def _is_word(value: object) -> bool:
-    return value is None or isinstance(value, bool)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def design_document(designs: Designs) -> Document:
@@ -204,7 +200,7 @@ def _against(shape: Shape, usual: float) -> str:
 def _notes() -> Iterator[str]:
     yield (
         f"In order of: the distance from the target in tolerances, plus the doublings between d/L and the usual, plus"
-        f" {AWKWARD} for a d_model that is no multiple of 128 and for odd numbers of heads."
+        f" {AWKWARD} for a d_model that is no multiple of 128 and for odd numbers of heads; an exact count comes first."
     )
     yield (
         "Deeper: more steps one after another, so more time for each token, and more KV bytes (they follow L·K·H)."

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, gptcalc
 
-COMMANDS = ("count", "check", "bench", "presets", "claims", "schema")
+COMMANDS = ("count", "compare", "design", "check", "bench", "presets", "claims", "schema")
 IMPORTS = """
 import sys
 from gptcalc.cli.app import run
@@ -65,6 +65,10 @@ def test_torch_without_numpy_is_no_news() -> None:
         (["count", "gpt3-175b", "--format", "json"], []),
         (["count", "gpt3-175b", "--format", "csv"], []),
         (["count", "gpt3-175b", "--format", "markdown", "--depth", "3"], []),
+        (["compare", "gpt2", "gpt2-xl"], ["rich"]),
+        (["compare", "gpt2", "gpt2-xl", "--memory", "--format", "json"], []),
+        (["design", "--params", "350M"], ["rich"]),
+        (["design", "--params", "350M", "--format", "json"], []),
         (["presets", "--format", "json"], []),
         (["claims", "--format", "json"], []),
     ],

@@ -24,6 +24,25 @@ FORMS = {
 CASES = [(model, form) for model in MODELS for form in FORMS]
 
 
+SIDES = {
+    "compare": ["compare", "gpt2", "gpt2:n_layers=24,d_model=1024", "llama-3-8b", "--batch", "8"],
+    "design": ["design", "--params", "350M"],
+}
+SIDE_FORMS = {
+    **{f"{width}.txt": ([], {"COLUMNS": str(width)}) for width in (60, 80, 200)},
+    "pipe.txt": ([], {"COLUMNS": None}),
+    "csv": (["--format", "csv"], {"COLUMNS": None}),
+    "md": (["--format", "markdown"], {"COLUMNS": None}),
+}
+SIDE_CASES = [(name, form) for name in SIDES for form in SIDE_FORMS]
+
+
+def side(name: str, form: str) -> str:
+    """What the command of a golden file about many models prints today."""
+    arguments, environment = SIDE_FORMS[form]
+    return gptcalc(*SIDES[name], *arguments, **environment).stdout
+
+
 def printed(model: str, form: str) -> str:
     """What the command of a golden file prints today."""
     arguments, environment = FORMS[form]
@@ -34,6 +53,16 @@ def printed(model: str, form: str) -> str:
 def test_a_report_is_printed_as_it_was(model: str, form: str) -> None:
     """The output equals the golden file."""
     assert (FOLDER / f"{model}.{form}").read_text(encoding="utf-8") == printed(model, form)
+
+
+@pytest.mark.parametrize(("name", "form"), SIDE_CASES)
+def test_a_report_of_many_models_is_printed_as_it_was(name: str, form: str) -> None:
+    """The output equals the golden file, and fits its terminal."""
+    text = side(name, form)
+
+    assert (FOLDER / f"{name}.{form}").read_text(encoding="utf-8") == text
+    if form.removesuffix(".txt").isdecimal():
+        assert max(map(len, text.splitlines())) <= int(form.removesuffix(".txt"))
 
 
 @pytest.mark.parametrize(("model", "form"), CASES)
@@ -59,3 +88,5 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for model_, form_ in CASES:
         (FOLDER / f"{model_}.{form_}").write_text(printed(model_, form_), encoding="utf-8")
+    for name_, form_ in SIDE_CASES:
+        (FOLDER / f"{name_}.{form_}").write_text(side(name_, form_), encoding="utf-8")
