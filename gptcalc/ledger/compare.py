@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from gptcalc.catalog import Resolved
 from gptcalc.ledger.alive import KINDS
+from gptcalc.ledger.cache import cache
 from gptcalc.ledger.components import COMPONENTS, GROUPS
 from gptcalc.ledger.memory import Memory, Mode
 from gptcalc.ledger.parameters import Parameters, Totals
@@ -123,9 +124,11 @@ def tied(each: Compared, group: str) -> bool:
 
 
 def totals(models: Sequence[Compared]) -> tuple[Amounts, ...]:
-    """The four totals."""
+    """The four totals, and what the KV cache takes for each token."""
     found = [each.parameters.totals._asdict() for each in models]
-    return tuple(Amounts(key, key, "parameters", tuple(each[key] for each in found)) for key in Totals._fields)
+    rows = [Amounts(key, key, "parameters", tuple(each[key] for each in found)) for key in Totals._fields]
+    kept = tuple(cache(each.model.spec).bytes_per_token for each in models)
+    return (*rows, Amounts("kv_bytes_per_token", "KV bytes a token", "bytes", kept))
 
 
 def memory(models: Sequence[Compared]) -> tuple[Amounts, ...]:

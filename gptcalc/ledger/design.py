@@ -6,9 +6,12 @@ cost; no closed form stands in for it.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache as cache_of
+from functools import partial
 from itertools import pairwise
 from math import log, log2
 from pathlib import Path
@@ -18,9 +21,10 @@ from typing import NamedTuple
 from gptcalc.catalog import FILES, Resolved, find_preset, preset_names, presets, resolve
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
 from gptcalc.families import model_types
+from gptcalc.ledger.cache import cache
 from gptcalc.ledger.parameters import Parameters, parameters
 from gptcalc.spec import MOST_LAYERS
-from gptcalc.units import bytes_of, ceil_div, format_count
+from gptcalc.units import ceil_div, format_count
 
 #: Parameters, layers and d_model of the eight models in Brown et al. 2020, Table 2.1; its 13B is 5120 wide in truth
 #: (the 5140 that is printed is no multiple of its 40 heads).
@@ -42,8 +46,8 @@ WIDE = 2_048
 HEAD_SIZES = (16, 257)
 #: d_ff is a multiple of it where its ratio to d_model is not whole: LLaMA's `multiple_of`.
 FF_STEP = 256
-#: How far d/L may be from the usual, as a factor, while anything nearer is there. Kaplan et al. 2020 tried 40 in all.
-FARTHEST = 8
+#: How far D/L may be from the usual, as a factor, while anything nearer is there: less than Kaplan et al. 2020 tried.
+FARTHEST = 4
 #: What each of these costs in the order, in tolerances: a width that is no multiple of 128, an odd number of heads or
 #: of key/value heads, which no two GPUs can share.
 AWKWARD = 0.1
@@ -94,7 +98,7 @@ class Shape(NamedTuple):
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that the KV cache takes for each token, in bf16."""
-        return kv_bytes_per_token(self.model)
+        return cache(self.model.spec).bytes_per_token
 
 
 class Designs(NamedTuple):
@@ -126,20 +130,13 @@ def base_of(family: str, what: str) -> str:
     """The model that stands for a family: a preset or path as it is; of a model type its first preset."""
     if find_preset(family) or Path(family).suffix in FILES or Path(family).exists():
         return family
-    key = family.lower().replace("_", "-")
-    if key not in model_types():
+    stem = family.lower().replace("-", "_")
+    if stem not in [name.replace("-", "_") for name in model_types()]:
         raise UnknownNameError.near(what, family, [*model_types(), *preset_names()])
-    stem = key.replace("-", "_")
-    found = [preset for preset in presets() if str(preset.hyperparameters["model_type"]).replace("_", "-") == key]
+    found = [preset for preset in presets() if str(preset.hyperparameters["model_type"]).replace("-", "_") == stem]
     if not found:
         raise InvalidValueError(f"{what}: read {shown(family)}, of which there is no preset; allowed: a preset's name")
     return min(found, key=lambda preset: preset.family != stem).name
-
-
-def kv_bytes_per_token(model: Resolved, dtype: str = "bf16") -> int:
-    """2·L·K·H numbers: a key and a value of every key/value head in every layer."""
-    _, n_kv_heads, d_head = model.family.heads
-    return bytes_of(2 * model.spec.n_layers * n_kv_heads * d_head, dtype)
 
 
 def usual_aspect(amount: int) -> float:
@@ -194,6 +191,7 @@ class _Search:
                 )
         self.sizes = {field: int(str(sizes[field])) for field in SHAPE}
         self.failed: GptcalcError | None = None
+        self.built = cache_of(self._built)
 
     def widths(self) -> Iterator[int]:
         """Every d_model that is tried."""
@@ -201,21 +199,26 @@ class _Search:
         if isinstance(pinned, int):
             yield pinned
             return
-        start = 0
+        start, base = 0, self.sizes["d_model"]
         for end, step in WIDTHS:
-            yield from range(start + step, end + 1, step)
+            found = range(start + step, end + 1, step)
+            yield from found if base in found or not start < base <= end else sorted([*found, base])
             start = end
 
     def shape(self, d_model: int, n_layers: int) -> dict[str, object] | None:
-        """All fields of the shape with these two; `None` where no whole number of heads makes the width."""
-        heads = self.sizes["n_heads"] * self.sizes["d_head"]
-        inner = Fraction(d_model * heads, self.sizes["d_model"])  # N·H, in the base's ratio to D
-        found = {"n_layers": n_layers, "d_model": d_model} | self.pinned
+        """All fields of the shape with these two; `None` where no whole number of heads makes the width.
+
+        Of the base's own width the heads and d_ff are the base's own.
+        """
+        found: dict[str, object] = {"n_layers": n_layers, "d_model": d_model} | self.pinned
+        if d_model == self.sizes["d_model"] and not found.keys() & set(SHAPE[2:]):
+            return self.sizes | found
+        inner = Fraction(d_model * self.sizes["n_heads"] * self.sizes["d_head"], self.sizes["d_model"])
         n_heads, d_head = found.get("n_heads"), found.get("d_head")
         if not isinstance(n_heads, int) and not isinstance(d_head, int):
             d_head = self._head_size(d_model, inner)
         if isinstance(d_head, int) and not isinstance(n_heads, int):
-            n_heads = _whole(inner / d_head)
+            n_heads = self._heads(inner / d_head)
         if isinstance(n_heads, int) and not isinstance(d_head, int):
             d_head = _whole(inner / n_heads)
         if not isinstance(n_heads, int) or not isinstance(d_head, int) or n_heads < 1:
@@ -224,12 +227,22 @@ class _Search:
         return {"n_kv_heads": n_kv_heads, "d_ff": self._d_ff(d_model)} | found | {"n_heads": n_heads, "d_head": d_head}
 
     def _head_size(self, d_model: int, inner: Fraction) -> int:
-        """H: 128 or 64; of a width that was given and is no multiple of it, the nearest to 64 that divides it."""
+        """H: 128 or 64, or the base's if that is another; of a width that was given, what divides it."""
         size = 128 if d_model >= WIDE and not inner % 128 else 64
-        if inner % size and "d_model" in self.pinned:
+        if self.sizes["d_head"] not in (64, 128):
+            size = self.sizes["d_head"]
+        elif inner % size and "d_model" in self.pinned:
             others = [other for other in range(*HEAD_SIZES) if not inner % other]
             return min(others, key=lambda other: (other % 2, abs(log(other / size))), default=size)
         return size
+
+    def _heads(self, amount: Fraction) -> int | None:
+        """N: whole where all heads together are as wide as D; else the nearest number of whole groups."""
+        n_heads, n_kv_heads = self.sizes["n_heads"], self.sizes["n_kv_heads"]
+        if n_heads * self.sizes["d_head"] == self.sizes["d_model"]:
+            return _whole(amount)
+        group = n_heads // n_kv_heads if n_kv_heads > 1 else 1
+        return max(round(amount / group), 1) * group
 
     def _kv_heads(self, n_heads: int) -> int | None:
         """K: all of them, one, or as near to the base's share of N as divides N; `None` where that is far."""
@@ -250,7 +263,7 @@ class _Search:
         ratio = third if base == _stepped(third * of) else Fraction(base, of)
         return _stepped(ratio * d_model)
 
-    def built(self, d_model: int, n_layers: int) -> tuple[Resolved, Parameters, dict[str, object]] | None:
+    def _built(self, d_model: int, n_layers: int) -> tuple[Resolved, Parameters, dict[str, object]] | None:
         """The shape as a model with its count; `None` where the family has no such model."""
         shape = self.shape(d_model, n_layers)
         if shape is None or None in shape.values():
@@ -269,10 +282,29 @@ class _Search:
 
     def shapes(self, usual: float, farthest: float | None) -> Iterator[Shape]:
         """For every width the better depth of those on both sides of the target; both where the width is given."""
-        for d_model in self.widths():
+        for d_model in self._near_widths(usual, farthest):
             depths = self._depths(d_model, usual, farthest)
             found = [shape for n_layers in depths if (shape := self._ranked(d_model, n_layers, usual))]
             yield from found if "d_model" in self.pinned else sorted(found, key=_order)[:1]
+
+    def _near_widths(self, usual: float, farthest: float | None) -> list[int]:
+        """The widths that are worth counting: wider ones are shallower, so that both ends are found by halving."""
+        widths = [d_model for d_model in self.widths() if None not in (self.shape(d_model, 1) or {"": None}).values()]
+        if farthest is None or self.pinned.keys() & {"d_model", "n_layers"}:
+            return widths
+        aspect = partial(self._aspect, usual=usual, farthest=farthest)
+        first = bisect_left(widths, usual / farthest, key=aspect)
+        return widths[max(first - 1, 0) : bisect_left(widths, usual * farthest, key=aspect) + 1]
+
+    def _bracket(self, d_model: int, most: int = MOST_LAYERS) -> list[int]:
+        return bracket(
+            lambda n_layers: self.stored(d_model, n_layers), self.wish.target, max(min(most, MOST_LAYERS), 2)
+        )
+
+    def _aspect(self, d_model: int, usual: float, farthest: float) -> float:
+        """The D/L that a width has near the target; 0 where there cannot be so many layers."""
+        depths = self._bracket(d_model, int(d_model / usual * farthest))
+        return d_model / depths[-1] if depths else 0.0
 
     def _ranked(self, d_model: int, n_layers: int, usual: float) -> Shape | None:
         found = self.built(d_model, n_layers)
@@ -289,9 +321,9 @@ class _Search:
         pinned = self.pinned.get("n_layers")
         if isinstance(pinned, int):
             return [pinned]
-        depths = bracket(lambda n_layers: self.stored(d_model, n_layers), self.wish.target)
         if farthest is None or "d_model" in self.pinned:
-            return depths
+            return self._bracket(d_model)
+        depths = self._bracket(d_model, int(d_model / usual * farthest))
         return [depth for depth in depths if usual / farthest <= d_model / depth <= usual * farthest]
 
     def need_room(self) -> None:
@@ -344,25 +376,33 @@ class _Search:
         return MappingProxyType({key: needed[key] for key in order if key in needed})
 
 
-def bracket(stored: Callable[[int], int | None], target: int) -> list[int]:
+def bracket(stored: Callable[[int], int | None], target: int, most: int = MOST_LAYERS) -> list[int]:
     """The depths on both sides of `target`, where `stored` grows with the depth and may refuse one (`None`).
 
-    Where layers are equal, two depths say what all cost; else it is halved.
+    None is above `most`.
+
+    Where layers are equal, two depths say what all cost; else what the last ones cost says where to look next.
     """
-    one, two = stored(1), stored(2)
+    one = stored(1)
+    two = stored(2) if most > 1 else None
     if one is None or two is None or one >= target or two <= one:
         return [1]
-    low = min(1 + (target - one) // (two - one), MOST_LAYERS - 1)
-    found = stored(low), stored(low + 1)
-    if None not in found and found[0] <= target <= found[1]:  # type: ignore[operator]
-        return [low, low + 1]
-    low, high = 1, MOST_LAYERS
+    low, at_low, slope = 1, one, two - one
+    high, at_high = most, None
     while high - low > 1:
-        middle = (low + high) // 2 if high < MOST_LAYERS else min(2 * low, high - 1)
-        amount = stored(middle)
+        if at_high is None:
+            guess = low + max(1, (target - at_low) // slope)
+        else:
+            guess = low + max(1, (target - at_low) * (high - low) // (at_high - at_low))
+        guess = min(guess, high - 1)
+        amount = stored(guess)
         if amount is None:
             return []
-        low, high = (middle, high) if amount <= target else (low, middle)
+        if amount <= target:
+            slope = max(1, (amount - at_low) // (guess - low))
+            low, at_low = guess, amount
+        else:
+            high, at_high = guess, amount
     return [low, high]
 
 

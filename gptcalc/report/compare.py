@@ -151,7 +151,14 @@ def _heading(models: Sequence[Compared]) -> Iterable[str]:
 
 
 def _refusals(models: Sequence[Compared]) -> list[str]:
-    return [f"No memory of {each.name}: {each.refused}" for each in models if each.refused]
+    """Why a model has no memory, or not all of it."""
+    found = [f"No memory of {each.name}: {each.refused}" for each in models if each.refused]
+    partly = [each for each in models if each.memory and each.model.spec.unknown_ops]
+    return found + [
+        f"Of {each.name} weights, gradients, optimizer states and KV cache alone: the ops of"
+        f" {', '.join(each.model.spec.unknown_ops)} are not modelled"
+        for each in partly
+    ]
 
 
 def _columns(title: str, models: Sequence[Compared], *, ratios: bool) -> tuple[Column, ...]:

@@ -7,17 +7,19 @@ import io
 import json
 import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import gptcalc
+from support import DATA, gptcalc
 
 import gptcalc as package
 from gptcalc.catalog import presets
 from gptcalc.cli.app import run
 from gptcalc.errors import GptcalcError
+from gptcalc.ledger import design as engine
 from gptcalc.ledger.design import PUBLISHED, SHAPE, bracket, read_amount, read_tolerance, usual_aspect
 from gptcalc.ledger.parameters import parameters
 
@@ -97,6 +99,7 @@ def test_any_target_has_exact_shapes_or_a_reason(target: int, family: str, vocab
         assert shape.stored == sum(line.stored for line in again.lines)
         assert shape.off * target == shape.stored - target
         assert shape.sizes["d_model"] % 64 == 0
+        assert shape.embedding_share < 1
         assert shape.sizes["d_head"] in (64, 128)
         assert shape.sizes["n_heads"] * shape.sizes["d_head"] == shape.sizes["d_model"]
 
@@ -241,11 +244,33 @@ def test_every_width_shows_layers_width_and_the_exact_count(width: str | None) -
 
 
 def test_the_search_takes_less_than_two_seconds() -> None:
-    """Hundreds of shapes are counted by the ledger itself, in the time of a process."""
+    """All shapes are counted by the ledger itself, and yet nobody waits."""
     start = time.process_time()
-    package.design("100T")
+    package.design("350M")
 
     assert time.process_time() - start < 2
+
+
+def test_no_more_shapes_are_counted_than_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About four counts a width of usual aspect, though there are hundreds of widths, and as many depths."""
+    counted: list[int] = []
+    monkeypatch.setattr(engine, "parameters", lambda spec: counted.append(spec.n_layers) or parameters(spec))
+    package.design("70B", family="llama-3-8b")
+
+    assert 50 < len(counted) < 300
+    assert max(counted) < 1000
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DATA / "configs").glob("*.json")), ids=lambda path: str(path.stem).partition("__")[2]
+)
+def test_every_published_config_is_found_from_its_own_count(path: Path) -> None:
+    """Whatever its heads, experts and layers are like: built as itself, its shape is the first and exact."""
+    count = package.count(path)
+    first = package.design(count.totals.stored, family=str(path), n_layers=count.model.spec.n_layers).shapes[0]
+
+    assert first.off == 0
+    assert first.sizes == {field: count.model.family.resolved()[field] for field in SHAPE}
 
 
 def test_design_csv_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
