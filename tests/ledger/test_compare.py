@@ -48,6 +48,25 @@ def test_a_model_is_once_itself() -> None:
     assert [each.name for each in models] == ["llama-3-8b", "llama-3-8b #2"]
 
 
+def test_ratios_are_over_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice the layers hold twice the queries; none where the first has nothing."""
+    rows = compare.by_component(package.compare("gpt2", ("gpt2", {"n_layers": 24}), "llama-3-8b").models)
+    found = {row.key: row.ratios for row in rows}
+    shown = {row["key"]: row["ratios"] for row in answered(capsys, "gpt2", "gpt2:n_layers=24")["components"]}
+
+    assert found["attn_q"][:2] == (1, 2)
+    assert found["positions"] == (1, 1, None)
+    assert found["mlp_gate"] == (None, None, None)
+    assert shown["attn_q"] == [1.0, 2.0]
+
+
+def test_a_field_differs_where_one_of_many_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three models the third has other layers."""
+    rows = answered(capsys, "gpt2", "gpt2", "gpt2:n_layers=3")["hyperparameters"]
+
+    assert rows == [{"key": "n_layers", "values": [12, 12, 3]}]
+
+
 def test_what_differs_is_what_was_changed_and_what_followed() -> None:
     """Of two forms of one model, exactly the fields that its header says."""
     first, second = package.compare("gpt2", ("gpt2", {"d_model": 1024})).models
