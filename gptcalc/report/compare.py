@@ -187,9 +187,9 @@ def _row(label: str, texts: Sequence[str], ratios: Sequence[Fraction | None] | N
 
 
 def _ratio(value: Fraction | None) -> str:
-    if value is None:
+    if not value:
         return NONE
-    if value and value < FINE:
+    if value < FINE:
         return f"×{format_significant(float(value), 3)}"
     return f"×{format_fixed(value, 2)}"
 
@@ -267,7 +267,7 @@ def plain(value: object) -> str:
         return format_count(int(value))
     if isinstance(value, list | tuple):
         runs = [(plain(one), len(list(same))) for one, same in groupby(value)]
-        return ", ".join(f"{count}×{one}" if count > 1 else one for one, count in runs)
+        return ", ".join(f"{count}×{one}" if count > 1 else one for one, count in runs) or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {plain(one)}" for key, one in value.items())
     return str(value)
