@@ -14,11 +14,10 @@ from functools import cache as cache_of
 from functools import partial
 from itertools import pairwise
 from math import log, log2
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gptcalc.catalog import FILES, Resolved, find_preset, preset_names, presets, resolve
+from gptcalc.catalog import Resolved, find_preset, preset_names, presets, resolve
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
 from gptcalc.families import model_types
 from gptcalc.ledger.cache import cache
@@ -128,11 +127,15 @@ class Wish(NamedTuple):
 
 def base_of(family: str, what: str) -> str:
     """The model that stands for a family: a preset or path as it is; of a model type its first preset."""
-    if find_preset(family) or Path(family).suffix in FILES or Path(family).exists():
-        return family
     stem = family.lower().replace("-", "_")
-    if stem not in [name.replace("-", "_") for name in model_types()]:
-        raise UnknownNameError.near(what, family, [*model_types(), *preset_names()])
+    if find_preset(family) or stem not in [name.replace("-", "_") for name in model_types()]:
+        try:
+            resolve(family, {})
+        except UnknownNameError as error:
+            if str(error).startswith("preset: "):
+                raise UnknownNameError.near(what, family, [*model_types(), *preset_names()]) from None
+            raise
+        return family
     found = [preset for preset in presets() if str(preset.hyperparameters["model_type"]).replace("-", "_") == stem]
     if not found:
         raise InvalidValueError(f"{what}: read {shown(family)}, of which there is no preset; allowed: a preset's name")
