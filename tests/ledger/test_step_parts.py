@@ -136,3 +136,21 @@ def test_input_and_head_of_any_form(drawn: tuple[Spec, Plan], data: st.DataObjec
     if isinstance(spec.positions, SinusoidalPositions):
         changes["positions"] = SinusoidalPositions(name="places", halves=data.draw(st.booleans()), offset=2)
     check_step(spec.model_copy(update=changes), plan)
+
+
+def test_weights_in_one_container_are_updated_together() -> None:
+    """Optimizers see a module's children in the order in which they were attached, not made."""
+    spec = resolve(GPT2, {"n_layers": 2}).spec
+    block = spec.layers[0].block
+    named = {part: getattr(block, part).model_copy(update={"name": f"inner.{part}"}) for part in ("attention", "mlp")}
+    spec = varied(spec, **named)
+    check_step(spec, PLAN.model_copy(update={"optimizer": "adamw", "optimizer_impl": "foreach"}))
+
+
+@pytest.mark.parametrize("width", [34, 35])
+@pytest.mark.parametrize("halves", [False, True])
+def test_sinusoids_of_even_and_odd_widths(width: int, halves: bool) -> None:  # noqa: FBT001  drawn
+    """Sines beside cosines are cut to an odd width, sines before cosines are padded to it."""
+    spec = resolve(GPT2, {"n_layers": 1, "positions": "sinusoidal", "d_model": width, "d_head": 8, "n_heads": 4}).spec
+    positions = SinusoidalPositions(name="places", halves=halves, offset=2)
+    check_step(spec.model_copy(update={"positions": positions}), PLAN)
