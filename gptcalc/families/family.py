@@ -100,11 +100,15 @@ class Layout(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What sets a layer apart from others of its model: how far its attention looks, its MLP, whether it rotates."""
+    """What sets a layer apart from others of its model: how far its attention looks, its MLP, whether it rotates.
+
+    `theta` is the base of its angles, where that is not the model's.
+    """
 
     attention: str = FULL
     mlp: Literal["dense", "mixture"] = "dense"
     rotary: bool = True
+    theta: float | None = None
 
 
 class Family(Record):
@@ -287,7 +291,7 @@ class Family(Record):
         if rotated % 2:
             raise InvalidValueError(f"d_head: read {self.heads[2]}; allowed with rotary positions: an even size")
         return Rotary(
-            theta=self.rope_theta,
+            theta=layer.theta or self.rope_theta,
             fraction=self.rotary_fraction,
             scaling=self.rope_scaling,
             interleaved=self.interleaved,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import DATA, facts
 
 from gptcalc.catalog import resolve
+from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.parameters import parameters
 
 Options = dict[str, st.SearchStrategy[Any]]
@@ -117,6 +118,20 @@ OPTIONS: dict[str, Options] = {
     "hyperclovax": HEAD | BIAS | {"mlp_bias": FLAG, "use_post_norm": FLAG, "attention_multiplier": st.just(0.5)},
     "internlm3": HEAD,
     "iquestcoder": HEAD | BIAS | {"mlp_bias": FLAG},
+    "ministral3": HEAD | WINDOW,
+    "granite_swa": BIAS | {"mlp_bias": FLAG, "sliding_window": SMALL},
+    "granitemoe_swa": BIAS | {"shared_intermediate_size": st.integers(0, 5), "sliding_window": SMALL},
+    "exaone_moe": {
+        "sliding_window": SMALL,
+        "sliding_window_pattern": st.integers(1, 5),
+        "moe_intermediate_size": SMALL,
+        "num_shared_experts": st.integers(1, 3),
+        "first_k_dense_replace": st.integers(0, 3),
+    },
+    "mellum": HEAD | BIAS | {"sliding_window": SMALL, "moe_intermediate_size": SMALL, "norm_topk_prob": FLAG},
+    "hy_v3": HEAD | BIAS | {"mlp_bias": FLAG, "moe_intermediate_size": SMALL, "num_shared_experts": st.integers(1, 3)},
+    "aria_text": HEAD | BIAS | {"mlp_bias": FLAG, "moe_num_shared_experts": st.integers(1, 3)},
+    "hunyuan_v1_moe": HEAD | BIAS,
     "solar_open": HEAD | BIAS | {key: ROUTED[key] for key in ROUTED if key != "first_k_dense_replace"},
 }
 #: Fields that no class takes a default for that fits the others.
@@ -126,13 +141,17 @@ EXPERTS = {
     **dict.fromkeys(("phimoe", "granitemoe", "granitemoeshared"), "num_local_experts"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"), "n_routed_experts"),
     **dict.fromkeys(("dots1", "solar_open"), "n_routed_experts"),
-    **dict.fromkeys(("minimax_m2",), "num_local_experts"),
+    **dict.fromkeys(("minimax_m2", "granitemoe_swa"), "num_local_experts"),
+    **dict.fromkeys(("exaone_moe", "mellum", "hy_v3", "hunyuan_v1_moe"), "num_experts"),
+    "aria_text": "moe_num_experts",
 }
+#: What a class calls the experts that a token uses, where that is not `num_experts_per_tok`.
+ACTIVE = dict.fromkeys(("aria_text", "hunyuan_v1_moe"), "moe_topk")
 #: What a class needs to run; its own default is no number, or none that divides.
 NEEDED: dict[str, dict[str, int]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    **{key: {"head_dim": 128} for key in ("glm4_moe", "hunyuan_v1_dense", "ministral")},
+    **{key: {"head_dim": 128} for key in ("glm4_moe", "hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
 }
 COMMON: Options = {
     "vocab_size": st.integers(3, 50),
@@ -161,7 +180,8 @@ def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         **({"head_dim": d_head} if model_type == "helium" else {}),
     }
     if model_type in EXPERTS:
-        config |= {EXPERTS[model_type]: 2 * draw(st.integers(1, 4)), "num_experts_per_tok": draw(st.integers(1, 2))}
+        active = ACTIVE.get(model_type, "num_experts_per_tok")
+        config |= {EXPERTS[model_type]: 2 * draw(st.integers(1, 4)), active: draw(st.integers(1, 2))}
     options = COMMON | OPTIONS[model_type]
     kept = draw(st.sets(st.sampled_from(sorted(options)), min_size=len(options) - 3))
     return config | {key: draw(options[key]) for key in sorted(kept)}
@@ -194,6 +214,51 @@ def test_dbrx_is_read_from_objects_inside_its_config(sizes: list[int], n_kv_head
 
     block = model.spec.layers[0].block.model_dump()
     assert (block["attention"]["clip"], block["mlp"]["n_active"]) == (clip, 1)
+
+
+def test_layers_of_granite_have_angles_of_their_own() -> None:
+    """`layer_rope_theta` is the base of each layer's rotation, 0 where it does not rotate; it is one for each layer."""
+    toy = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 3, **IDS}
+
+    model = assert_same({"model_type": "granite_swa", **toy, "layer_rope_theta": [0, 5000.0, 10000.0]})
+
+    attention = [group.block.model_dump()["attention"] for group in model.spec.layers]
+    assert [part["rotary"] and part["rotary"]["theta"] for part in attention] == [None, 5000.0, 10000.0]
+    assert [part["window"] for part in attention] == [None, 128, 128]
+    with pytest.raises(InvalidValueError, match="one for each of 3 layers"):
+        _ = resolve({"model_type": "granite_swa", **toy, "layer_rope_theta": [5000.0]}, {}).spec
+
+
+def test_scores_of_ministral_3_grow_as_its_rotary_parameters_say() -> None:
+    """`llama_4_scaling_beta` and the length from which it counts stand in `rope_parameters`."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
+    rope |= {"llama_4_scaling_beta": 0.25}
+
+    spec = resolve({"model_type": "ministral3", "num_hidden_layers": 1, "rope_parameters": rope}, {}).spec
+
+    attention = spec.layers[0].block.model_dump()["attention"]
+    assert (attention["tempered"], attention["tempered_from"]) == (0.25, 32)
+
+
+def test_windows_of_mellum_have_angles_of_their_own() -> None:
+    """Layers with a window rotate by the parameters of `sliding_attention`."""
+    rope = {"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 3.0}}
+    kinds = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+
+    spec = resolve({"model_type": "mellum", **kinds, "rope_parameters": rope}, {}).spec
+
+    assert [group.block.model_dump()["attention"]["rotary"]["theta"] for group in spec.layers] == [3.0, 7.0]
+
+
+def test_experts_of_hunyuan_are_listed_for_each_layer() -> None:
+    """`moe_topk` may be a list, all of whose entries agree."""
+    toy = {"model_type": "hunyuan_v1_moe", "num_hidden_layers": 2, "num_experts": 4, "head_dim": 128}
+
+    spec = resolve({**toy, "moe_topk": [3, 3]}, {}).spec
+
+    assert spec.layers[0].block.model_dump()["mlp"]["n_active"] == 3
+    with pytest.raises(InvalidValueError, match="n_active"):
+        resolve({**toy, "moe_topk": [3, 2]}, {})
 
 
 def _published() -> list[Any]:
