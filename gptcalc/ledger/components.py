@@ -67,6 +67,9 @@ COMPONENTS = {
     "attn_o": Component(
         "output projection", "output projection", "each layer writes N heads of size H back into D", _HEADS
     ),
+    "attn_gate": Component(
+        "gate of attention", "gate", "each layer weights what N heads of size H say by sigmoids", "Qiu et al. 2025"
+    ),
     "mla_q_a": Component("query, down", "latent projections", "each layer narrows D to a latent query of Rq", _MLA),
     "mla_q_b": Component("query, up", "latent projections", "N queries of size Hn+Hr from the latent Rq", _MLA),
     "mla_kv_a": Component(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Slice, Weight, Weighted, linear
-from gptcalc.parts.norm import LayerNorm, RMSNorm
+from gptcalc.parts.norm import LayerNorm, RMSNorm, inside
 from gptcalc.parts.positions import Rotary
 from gptcalc.parts.remembered import Remembered
 from gptcalc.spec import AnyPart, Probability, Size, Spec
@@ -27,10 +27,22 @@ class MultiHeadAttention(Weighted):
     last multiple of it. Scores are multiplied by `scale` (else 1/√H), bounded by `softcap`, and shifted in proportion
     to the distance (`alibi`: Press et al. 2022). The t-th query is multiplied by 1 + `tempered`·log(1 + ⌊t/s⌋) with
     s = `tempered_from` (Llama 4). `sinks` are one more score for each head, of nothing (Xiao et al. 2024). A `gated`
-    output is multiplied by a sigmoid that the query layer computes beside the query.
+    output is multiplied by a sigmoid that the query layer computes beside the query, or a layer with a `gate_name`; it
+    may be normalised before the output layer (`out_norm`).
     """
 
-    without_ops = ("norm_over", "clip", "window", "softcap", "alibi", "sinks", "gated", "tempered")
+    without_ops = (
+        "norm_over",
+        "clip",
+        "window",
+        "softcap",
+        "alibi",
+        "sinks",
+        "gated",
+        "tempered",
+        "gate_name",
+        "out_norm",
+    )
     reads_heads_of_cache: ClassVar[bool] = True
     kind: Literal["multi_head"] = "multi_head"
     n_heads: Size
@@ -55,6 +67,8 @@ class MultiHeadAttention(Weighted):
     alibi: bool = False
     sinks: bool = False
     gated: bool = False
+    gate_name: str = ""
+    out_norm: AnyPart | None = None
     tempered: float | None = None
     tempered_from: Size | None = None
     dropout: Probability = 0.0
@@ -64,10 +78,17 @@ class MultiHeadAttention(Weighted):
         """Query (N·H, D), key and value (K·H, D), output (D, N·H), and their biases; norms and sinks."""
         width, size = (Dim("D", spec.d_model),), Dim("H", self.d_head)
         query, shared = (Dim("N", self.n_heads), size), (Dim("K", self.n_kv_heads), size)
-        outputs = [("attn_q", (Dim("2", 2), *query) if self.gated else query), ("attn_k", shared), ("attn_v", shared)]
+        outputs = [
+            ("attn_q", (Dim("2", 2), *query) if self.gated and not self.gate_name else query),
+            ("attn_k", shared),
+            ("attn_v", shared),
+        ]
         layers = [outputs] if len(self.qkv_names) == 1 else [[output] for output in outputs]
         for name, computed in zip(self.qkv_names, layers, strict=True):
             yield from linear(name, computed, width, bias=self.qkv_bias, transposed=self.transposed)
+        if self.gate_name:
+            yield from linear(self.gate_name, [("attn_gate", query)], width, bias=False)
+        yield from inside(self.out_norm, query)
         output = [("attn_o", width)]
         yield from linear(self.out_name, output, query, bias=self.out_bias, transposed=self.transposed)
         for norm, heads in ((self.q_norm, query), (self.k_norm, shared)):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Slice, Weight, Weighted, linear, part_weights
+from gptcalc.parts.norm import inside
 from gptcalc.spec import Activation, AnyPart, Probability, Size, Spec
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ class DenseMLP(Weighted):
 class GatedMLP(Weighted):
     """activation(gate) · up, then down (Shazeer 2020).
 
-    With a `fused_name` gate and up are one layer of that name, the gate's rows first. `role` is the component that its
-    weights count for: a model's MLP, or the experts that every token uses (Dai et al. 2024, §3.2).
+    With a `fused_name` gate and up are one layer of that name, the gate's rows first. What goes down may be normalised
+    (`inner_norm`). `role` is the component that its weights count for: a model's MLP, or the experts that every token
+    uses (Dai et al. 2024, §3.2).
     """
 
+    without_ops = ("inner_norm",)
     kind: Literal["gated"] = "gated"
     d_ff: Size
     activation: Activation
@@ -66,6 +69,7 @@ class GatedMLP(Weighted):
     down_name: str = "down_proj"
     fused_name: str = ""
     role: Literal["mlp", "shared_experts"] = "mlp"
+    inner_norm: AnyPart | None = None
     dropout: Probability = 0.0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
@@ -76,6 +80,7 @@ class GatedMLP(Weighted):
         layers = {self.fused_name: [gate, up]} if self.fused_name else {self.gate_name: [gate], self.up_name: [up]}
         for name, outputs in layers.items():
             yield from linear(name, outputs, width, bias=self.bias)
+        yield from inside(self.inner_norm, inner)
         yield from linear(self.down_name, [(f"{self.role}_down", width)], inner, bias=self.bias)
 
     def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
@@ -132,8 +137,9 @@ class MixtureMLP(Weighted):
     chosen alone. `order` is how the experts' weights lie: rows of outputs ("out_in", one tensor for gate and up), rows
     of inputs ("in_out"), or three matrices of all experts side by side ("stacked"); `expert_names` are the tensors'
     names: gate and up, down; or gate, up, down. Experts that every token uses are `shared`, and with a
-    `shared_gate_name` weighted by a sigmoid of their own. `clamped` is gpt-oss's SwiGLU: gate and up are bounded,
-    interleaved, and up is shifted by one.
+    `shared_gate_name` weighted by a sigmoid of their own; they are added to the others, or `averaged` with them. A
+    `correction` of that name, E numbers or a row of them (`correction_row`), is added to scores for the choice alone.
+    `clamped` is gpt-oss's SwiGLU: gate and up are bounded, interleaved, and up is shifted by one.
     """
 
     without_ops = (
@@ -149,6 +155,8 @@ class MixtureMLP(Weighted):
         "weighted_input",
         "shared",
         "shared_gate_name",
+        "averaged",
+        "correction",
     )
     kind: Literal["mixture"] = "mixture"
     d_ff: Size
@@ -170,12 +178,18 @@ class MixtureMLP(Weighted):
     weighted_input: bool = False
     shared: AnyPart | None = None
     shared_gate_name: str = ""
+    averaged: bool = False
+    correction: str = ""
+    correction_row: bool = False
     dropout: Probability = 0.0
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """Router (E, D), fused gate and up (E, 2·F, D), down (E, D, F), their biases; the shared experts."""
         width, experts = (Dim("D", spec.d_model),), (Dim("E", self.n_experts),)
         yield from linear(self.router_name, [("router", experts)], width, bias=self.router_bias)
+        if self.correction:
+            axes = ((Dim("1", 1),), experts) if self.correction_row else (experts,)
+            yield Weight(self.correction, "bias", (Slice("router_bias", axes),))
         active = (self.n_active, self.n_experts)
         for row in self._experts(width, (Dim("Fe", self.d_ff),), experts):
             yield row._replace(name=f"{self.experts_name}.{row.name}", active=active)

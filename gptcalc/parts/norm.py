@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Slice, Weight, Weighted
-from gptcalc.spec import Spec
+from gptcalc.spec import AnyPart, Spec
 
 if TYPE_CHECKING:
     from gptcalc.tape import Op, Setting, Tensor
@@ -121,3 +121,10 @@ def _affine(
     if own:
         rows.drop(*own)
     return tuple(rows)
+
+
+def inside(norm: AnyPart | None, *axes: Product) -> Iterator[Weight]:
+    """The gain, of the shape `axes`, of an RMSNorm inside a part, under its own name; nothing where there is none."""
+    if isinstance(norm, RMSNorm):
+        for row in norm.over("norm_weight", *axes):
+            yield row._replace(name=f"{norm.name}.{row.name}")

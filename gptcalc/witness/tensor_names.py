@@ -35,6 +35,7 @@ LAYER = (
     (rf"{ATTENTION}\.(q_proj|Wq)", "attn_q"),
     (rf"{ATTENTION}\.(k_proj|Wk)", "attn_k"),
     (rf"{ATTENTION}\.(v_proj|Wv)", "attn_v"),
+    (rf"{ATTENTION}\.gate_proj", "attn_gate"),
     (rf"{ATTENTION}\.(o_proj|out_proj|c_proj|dense|Wo)", "attn_o"),
     # JetMoE's experts of attention: each has its own queries and output, over keys and values that all share
     (r"self_attention\.experts\.input_linear", "attn_q"),

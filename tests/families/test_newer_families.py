@@ -132,6 +132,40 @@ OPTIONS: dict[str, Options] = {
     "hy_v3": HEAD | BIAS | {"mlp_bias": FLAG, "moe_intermediate_size": SMALL, "num_shared_experts": st.integers(1, 3)},
     "aria_text": HEAD | BIAS | {"mlp_bias": FLAG, "moe_num_shared_experts": st.integers(1, 3)},
     "hunyuan_v1_moe": HEAD | BIAS,
+    "bitnet": BIAS,
+    "ernie4_5_moe": HEAD
+    | {
+        "use_bias": FLAG,
+        "moe_intermediate_size": SMALL,
+        "moe_num_shared_experts": st.integers(0, 3),
+        "moe_layer_start_index": st.integers(0, 3),
+        "moe_layer_end_index": st.integers(-1, 5),
+        "moe_layer_interval": st.integers(1, 3),
+    },
+    "afmoe": HEAD
+    | BIAS
+    | {
+        "sliding_window": SMALL,
+        "global_attn_every_n_layers": st.integers(1, 5),
+        "moe_intermediate_size": SMALL,
+        "num_dense_layers": st.integers(0, 3),
+        "num_shared_experts": st.integers(1, 3),
+        "mup_enabled": FLAG,
+    },
+    "cohere2_moe": HEAD
+    | BIAS
+    | {
+        "sliding_window": SMALL,
+        "sliding_window_pattern": st.integers(1, 5),
+        "num_shared_experts": st.integers(0, 2),
+        "first_k_dense_replace": st.integers(0, 1),
+        "prefix_dense_intermediate_size": st.none() | SMALL,
+        "prefix_dense_sliding_window_pattern": st.integers(1, 2),
+        "expert_selection_fn": st.sampled_from(["softmax", "sigmoid"]),
+        "shared_expert_combination_strategy": st.sampled_from(["average", "sum"]),
+        "rms_norm_eps": st.none() | st.just(1e-5),
+    },
+    "axk1": LATENT | BIAS | {"q_lora_rank": SMALL, "rope_interleave": FLAG},
     "solar_open": HEAD | BIAS | {key: ROUTED[key] for key in ROUTED if key != "first_k_dense_replace"},
 }
 #: Fields that no class takes a default for that fits the others.
@@ -142,11 +176,12 @@ EXPERTS = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"), "n_routed_experts"),
     **dict.fromkeys(("dots1", "solar_open"), "n_routed_experts"),
     **dict.fromkeys(("minimax_m2", "granitemoe_swa"), "num_local_experts"),
-    **dict.fromkeys(("exaone_moe", "mellum", "hy_v3", "hunyuan_v1_moe"), "num_experts"),
-    "aria_text": "moe_num_experts",
+    **dict.fromkeys(("exaone_moe", "mellum", "hy_v3", "hunyuan_v1_moe", "afmoe", "cohere2_moe"), "num_experts"),
+    **dict.fromkeys(("aria_text", "ernie4_5_moe"), "moe_num_experts"),
+    "axk1": "n_routed_experts",
 }
 #: What a class calls the experts that a token uses, where that is not `num_experts_per_tok`.
-ACTIVE = dict.fromkeys(("aria_text", "hunyuan_v1_moe"), "moe_topk")
+ACTIVE = dict.fromkeys(("aria_text", "hunyuan_v1_moe"), "moe_topk") | {"ernie4_5_moe": "moe_k"}
 #: What a class needs to run; its own default is no number, or none that divides.
 NEEDED: dict[str, dict[str, int]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
