@@ -39,4 +39,4 @@ class DeepSeekV2(DeepSeekV3):
         """Experts chosen by a softmax, from all of them or from the best groups alone."""
         grouped = self.topk_method == "group_limited_greedy"
         everywhere = {} if grouped else {"n_groups": None, "n_active_groups": None}
-        return super().mixture(scores="softmax", **everywhere, **published)
+        return super().mixture(scores="softmax", group_top=1, **everywhere, **published)

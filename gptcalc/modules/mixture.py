@@ -2,51 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gptcalc.errors import InvalidValueError
+from gptcalc.errors import InvalidValueError, UnknownNameError
 from gptcalc.modules import ops
 from gptcalc.modules.activation import activation_named
-from gptcalc.modules.itemised import Dims, Itemised, empty, init_normal, register
+from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_normal, make, register
 from gptcalc.modules.linear import Linear
+
+#: How steep the sigmoid of gpt-oss's SwiGLU is (its `swiglu_alpha`).
+STEEPNESS = 1.702
+
+#: What makes shares of all scores, or of the largest alone.
+_SQUASH: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "softmax_after": partial(torch.softmax, dim=-1),
+    "sigmoid": torch.sigmoid,
+    "sigmoid_after": torch.sigmoid,
+}
 
 
 class Experts(Itemised):
-    """E gated networks, fused: `gate_up_proj` (E, 2·F, D) holds gate rows, then up rows; `down_proj` is (E, D, F)."""
+    """E gated networks, of which each token uses `n_active`; what they are made of is said below."""
 
-    def __init__(self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: str) -> None:
-        """Allocate and initialise."""
+    def __init__(self, n_experts: int, n_active: int, activation: str, *, weighted_input: bool) -> None:
+        """Allocate nothing yet."""
         super().__init__()
-        self.n_experts = n_experts
+        self.n_experts, self.weighted_input = n_experts, weighted_input
         self.active = (n_active, n_experts)
         self.activation = activation_named(activation)
-        self.gate_up_proj = empty(n_experts, 2 * d_ff, d_model)
-        self.down_proj = empty(n_experts, d_model, d_ff)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weights from N(0, 0.02²)."""
-        init_normal(self.gate_up_proj)
-        init_normal(self.down_proj)
 
     def forward(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """The sum over each token's experts, weighted: x (M, D), `chosen` and `shares` (M, k), result (M, D)."""
+        """The sum over each token's experts, weighted: x (M, D), `chosen` and `shares` (M, k), result (M, D).
+
+        A `weighted_input` is multiplied by the shares; else what the experts compute is.
+        """
         load = self._load(chosen)
         order = chosen.flatten().argsort(stable=True)
         tokens = order // chosen.shape[1]
-        rows = x[tokens].split_with_sizes(load)
-        weights = zip(rows, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True)
-        computed = torch.cat([self._expert(group, gate_up, down) for group, gate_up, down in weights])
-        weighted = computed * shares.flatten()[order].unsqueeze(-1)
+        taken = x[tokens]
+        if self.weighted_input:
+            taken = taken * shares.to(x.dtype).flatten()[order].unsqueeze(-1)
+        experts = zip(taken.split_with_sizes(load), *self._cut(), strict=True)
+        computed = torch.cat([self._expert(rows, *weights) for rows, *weights in experts])
+        weighted = computed if self.weighted_input else computed * shares.flatten()[order].unsqueeze(-1)
         return torch.zeros_like(x).index_add(0, tokens, weighted.to(x.dtype))
 
-    def _expert(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        gate, up = functional.linear(rows, gate_up).chunk(2, dim=-1)
-        return functional.linear(self.activation(gate) * up, down)
+    @abstractmethod
+    def _cut(self) -> Sequence[Sequence[Tensor]]:
+        """The weights, each cut into those of every expert."""
+
+    @abstractmethod
+    def _expert(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        """One expert over its rows (…, D), with its own weights."""
 
     def _load(self, chosen: Tensor) -> list[int]:
         """How many rows each expert gets; on the meta device nothing is decided, and the load is as even as can be."""
@@ -56,17 +71,128 @@ class Experts(Itemised):
         counts: list[int] = torch.bincount(chosen.flatten(), minlength=self.n_experts).tolist()
         return counts
 
+
+class FusedExperts(Experts):
+    """One tensor for gate and up of all experts, (E, 2·F, D), and one for down, (E, D, F), or (`swapped`) x @ W.
+
+    Gate rows come first, then up rows; where they are `clamped`, they alternate, are bounded, and up is shifted by one
+    before gpt-oss's SwiGLU.
+    """
+
+    def __init__(  # noqa: PLR0913  what experts may be
+        self,
+        dims: tuple[int, int],
+        n_experts: int,
+        n_active: int,
+        activation: str,
+        *,
+        names: Sequence[str] = ("gate_up_proj", "down_proj"),
+        bias: bool = False,
+        swapped: bool = False,
+        clamped: float | None = None,
+        weighted_input: bool = False,
+    ) -> None:
+        """Allocate and initialise: `dims` are D and F."""
+        super().__init__(n_experts, n_active, activation, weighted_input=weighted_input)
+        (d_model, d_ff), self.swapped, self.clamped = dims, swapped, clamped
+        shapes = {names[0]: (2 * d_ff, d_model), names[-1]: (d_model, d_ff)}
+        self.weight_names, self.bias_names = tuple(shapes), tuple(f"{name}_bias" for name in shapes if bias)
+        for name, (d_out, d_in) in shapes.items():
+            self.register_parameter(name, empty(n_experts, *((d_in, d_out) if swapped else (d_out, d_in))))
+            if bias:
+                self.register_parameter(f"{name}_bias", empty(n_experts, d_out))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights from N(0, 0.02²), biases zero."""
+        for name in self.weight_names:
+            init_normal(self.get_parameter(name))
+        for name in self.bias_names:
+            init_constant(self.get_parameter(name), 0.0)
+
+    def _cut(self) -> Sequence[Sequence[Tensor]]:
+        return [self.get_parameter(name).unbind() for name in (*self.weight_names, *self.bias_names)]
+
+    def _expert(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        gate_up, down, *biases = weights
+        gate_up_bias, down_bias = biases or (None, None)
+        gate, up = self._halves(self._linear(rows, gate_up, gate_up_bias))
+        return self._linear(self._gated(gate, up), down, down_bias)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.swapped:
+            return functional.linear(x, weight, bias)
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+    def _halves(self, fused: Tensor) -> tuple[Tensor, ...]:
+        if self.clamped is None:
+            return fused.chunk(2, dim=-1)
+        return fused[..., ::2].clamp_max(self.clamped), fused[..., 1::2].clamp(-self.clamped, self.clamped)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.clamped is None:
+            return self.activation(gate) * up
+        active = gate * torch.sigmoid(gate * STEEPNESS)
+        return (up + 1) * active
+
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
-        """The gate's and the up projection's halves, then down."""
-        gate, up = self.gate_up_proj.chunk(2, dim=1)
-        yield "experts_gate", gate
-        yield "experts_up", up
-        yield "experts_down", self.down_proj
+        """The gate's and the up projection's halves, then down, then all biases."""
+        gate_up, down = (self.get_parameter(name) for name in self.weight_names)
+        if self.swapped:
+            gate_up = gate_up.transpose(1, 2)
+        halves = gate_up.chunk(2, dim=1) if self.clamped is None else (gate_up[:, ::2], gate_up[:, 1::2])
+        yield from zip(("experts_gate", "experts_up"), halves, strict=True)
+        yield "experts_down", down
+        for name in self.bias_names:
+            yield "experts_bias", self.get_parameter(name)
+
+
+class StackedExperts(Experts):
+    """Three matrices (E·F, D) of all gates, ups and downs, one expert under the other, as DBRX has."""
+
+    def __init__(  # noqa: PLR0913  what experts may be
+        self,
+        dims: tuple[int, int],
+        n_experts: int,
+        n_active: int,
+        activation: str,
+        *,
+        names: Sequence[str],
+        weighted_input: bool = False,
+    ) -> None:
+        """Allocate and initialise: `dims` are D and F."""
+        super().__init__(n_experts, n_active, activation, weighted_input=weighted_input)
+        d_model, self.d_ff = dims
+        self.weight_names = tuple(names)
+        for name in self.weight_names:
+            self.register_parameter(name, empty(n_experts * self.d_ff, d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights from N(0, 0.02²)."""
+        for name in self.weight_names:
+            init_normal(self.get_parameter(name))
+
+    def _cut(self) -> Sequence[Sequence[Tensor]]:
+        return [self.get_parameter(name).split(self.d_ff) for name in self.weight_names]
+
+    def _expert(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        gate, up, down = weights
+        return (self.activation(functional.linear(rows, gate)) * functional.linear(rows, up)) @ down
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """Gate, up and down."""
+        keys = ("experts_gate", "experts_up", "experts_down")
+        yield from zip(keys, map(self.get_parameter, self.weight_names), strict=True)
 
 
 @register("mixture")
 class MixtureMLP(Itemised):
-    """A router picks `n_active` of `n_experts` gated networks for each token (Jiang et al. 2024, §2.1)."""
+    """A router picks `n_active` of `n_experts` gated networks for each token (Jiang et al. 2024, §2.1).
+
+    Whatever comes after the router's layer is computed in fp32. Scores may be of the best groups of experts alone; a
+    group is as good as its `group_top` best scores together. All tokens use the `shared` experts.
+    """
 
     def __init__(  # noqa: PLR0913  the fields of the part
         self,
@@ -77,28 +203,102 @@ class MixtureMLP(Itemised):
         n_experts: int,
         n_active: int,
         router_name: str = "gate",
+        router_bias: bool = False,
         experts_name: str = "experts",
+        expert_names: Sequence[str] = ("gate_up_proj", "down_proj"),
+        experts_bias: bool = False,
+        order: Literal["out_in", "in_out", "stacked"] = "out_in",
+        scores: Literal["softmax", "softmax_after", "sigmoid", "sigmoid_after"] = "softmax",
+        normalised: bool = True,
+        scale: float = 1.0,
+        n_groups: int | None = None,
+        n_active_groups: int | None = None,
+        group_top: int = 2,
+        clamped: float | None = None,
+        weighted_input: bool = False,
+        shared: Mapping[str, Any] | None = None,
+        shared_gate_name: str = "",
         dropout: float = 0.0,
     ) -> None:
-        """Build the router and the experts under their published names."""
+        """Build the router, the experts and what all tokens use under their published names."""
         super().__init__()
         if n_active > n_experts:
             raise InvalidValueError(f"n_active: read {n_active}; allowed: at most n_experts={n_experts}")
-        self.n_active, self.dropout = n_active, dropout
-        self.router_name, self.experts_name = router_name, experts_name
-        self.attach(router_name, Linear(dims.d_model, [("router", n_experts)]))
-        self.attach(experts_name, Experts(dims.d_model, d_ff, n_experts, n_active, activation))
+        if scores not in _SQUASH:
+            raise UnknownNameError.near("scores", scores, _SQUASH)
+        self.n_active, self.scores, self.scale, self.dropout = n_active, scores, scale, dropout
+        self.normalised = normalised and scores != "softmax_after"  # which sum to one already
+        self.groups = None if n_groups is None else (n_groups, n_active_groups or n_groups, group_top)
+        self.router_name, self.experts_name, self.shared_gate_name = router_name, experts_name, shared_gate_name
+        self.shared_name = None if shared is None else str(shared["name"])
+        self.attach(router_name, Linear(dims.d_model, [("router", n_experts)], bias=router_bias))
+        sizes, common = (dims.d_model, d_ff), {"names": expert_names, "weighted_input": weighted_input}
+        experts = (
+            StackedExperts(sizes, n_experts, n_active, activation, **common)
+            if order == "stacked"
+            else FusedExperts(
+                sizes,
+                n_experts,
+                n_active,
+                activation,
+                bias=experts_bias,
+                swapped=order == "in_out",
+                clamped=clamped,
+                **common,
+            )
+        )
+        self.attach(experts_name, experts)
+        if shared is not None:
+            self.attach(str(shared["name"]), make(shared, dims))
+        if shared_gate_name:
+            self.attach(shared_gate_name, Linear(dims.d_model, [("shared_expert_gate", 1)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D); probabilities in fp32, those of the chosen experts scaled to sum to one."""
+        """(B, T, D) to (B, T, D)."""
         rows = x.reshape(-1, x.shape[-1])
         scores: Tensor = self.child(self.router_name)(rows)
-        shares, chosen = scores.float().softmax(dim=-1).topk(self.n_active, dim=-1)
-        shares = shares / shares.sum(dim=-1, keepdim=True)
+        chosen, shares = self._choose(scores)
         y: Tensor = self.child(self.experts_name)(rows, chosen, shares)
-        return ops.dropout(y.view(x.shape), self.dropout, self.training)
+        y = y.view(x.shape)
+        if self.shared_name is not None:
+            y = y + self._of_all(self.shared_name, x)
+        return ops.dropout(y, self.dropout, self.training)
+
+    def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Of scores (M, E) which experts a token uses, and their shares, (M, k) both."""
+        squash = _SQUASH[self.scores]
+        if self.scores.endswith("_after"):
+            largest, chosen = scores.float().topk(self.n_active, dim=-1)
+            shares = squash(largest)
+            del largest
+        elif self.groups is not None and self.groups[1] < self.groups[0]:
+            every = squash(scores.float())
+            chosen = self._of_best_groups(every, *self.groups)
+            shares = every.gather(-1, chosen)
+            del every
+        else:
+            shares, chosen = squash(scores.float()).topk(self.n_active, dim=-1)
+        if self.normalised:
+            shares = shares / shares.sum(dim=-1, keepdim=True)
+        return chosen, shares if self.scale == 1 else shares * self.scale
+
+    @torch.no_grad()
+    def _of_best_groups(self, shares: Tensor, n_groups: int, n_active_groups: int, top: int) -> Tensor:
+        """Which experts have the largest shares (M, E) in the best groups: (M, k)."""
+        groups = shares.unflatten(-1, (n_groups, -1))
+        rated = groups.topk(top, dim=-1).values.sum(dim=-1)
+        best = rated.topk(n_active_groups, dim=-1).indices
+        closed = torch.ones_like(rated, dtype=torch.bool).scatter_(-1, best, value=False)
+        left = groups.masked_fill(closed.unsqueeze(-1), -torch.inf)
+        return left.flatten(-2).topk(self.n_active, dim=-1).indices
+
+    def _of_all(self, name: str, x: Tensor) -> Tensor:
+        """What all tokens' experts compute, where there is a gate weighted by it."""
+        y: Tensor = self.child(name)(x)
+        return y * self.child(self.shared_gate_name)(x).sigmoid() if self.shared_gate_name else y
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
-        """The router, then the experts."""
-        yield from self.child(self.router_name).itemise()
-        yield from self.child(self.experts_name).itemise()
+        """The router, the experts, and what all tokens use."""
+        for name in (self.router_name, self.experts_name, self.shared_name, self.shared_gate_name):
+            if name:
+                yield from self.child(name).itemise()

@@ -4,6 +4,7 @@ Every token has `k` rows, one for each expert that it uses; sorted by expert, th
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc import tape
@@ -16,25 +17,48 @@ if TYPE_CHECKING:
 
 
 class Routed(NamedTuple):
-    """The router's scores (…, E); the experts of each token and their shares (…, k), which sum to one in fp32."""
+    """The router's scores (…, E); the experts of each token and their shares (…, k) in fp32."""
 
     scores: Tensor
     chosen: Tensor
     shares: Tensor
 
 
+#: The kernel that makes shares of scores.
+SQUASH = {"softmax": tape.softmax, "sigmoid": partial(tape.activation, "sigmoid")}
+
+
 def mixture(part: "MixtureMLP", setting: Setting, x: Tensor) -> tuple[Op, ...]:
-    """(…, D) to the same: the shares' sum of what each token's experts compute."""
+    """(…, D) to the same: the shares' sum of what each token's experts compute, and what those of all tokens do."""
     rows = Rows(setting)
     flat = rows(tape.view(x, "rows of x"))
     routed = _route(part, setting, rows, flat)
     rows += _compute(part, setting.within(part.experts_name), flat, routed)
     out = rows[-1].output
+    if part.shared is not None:
+        own, of_all = out, _of_all(part, setting, rows, x)
+        out = rows(tape.add(own, of_all, "output of all experts"))
+        rows.drop(own, of_all)
     if setting.training and part.dropout:
         rows(tape.dropout(out, "dropped MLP output"))
         rows.drop(out)
     rows.drop(flat, *routed)
     return tuple(rows)
+
+
+def _of_all(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Tensor:
+    """What the experts that all tokens use say, where there is a gate weighted by it."""
+    rows += tape.ops_of(part.shared, setting, x)
+    said = tape.result(rows)
+    if not part.shared_gate_name:
+        return said
+    out = tape.made(x, "score of the shared experts", *setting.tokens, Dim("1", 1))
+    score = tape.project(setting, rows, part.shared_gate_name, x, out, bias=False)
+    share = rows(tape.activation("sigmoid", score, "share of the shared experts"))
+    rows.drop(score)
+    weighted = rows(tape.multiply(said, share, "weighted output of the shared experts"))
+    rows.drop(said, share)
+    return weighted
 
 
 def load(setting: Setting, n_experts: int, n_active: int) -> Iterator[Product]:
@@ -44,7 +68,8 @@ def load(setting: Setting, n_experts: int, n_active: int) -> Iterator[Product]:
     the last expert to the first, the weights' gradients of all idle experts are there before anything kept is let go.
     """
     if setting.worst_routing:
-        yield from [setting.tokens] * n_active
+        every = Dim("·".join(dim.letter for dim in setting.tokens), product_size(setting.tokens))
+        yield from [(every,)] * n_active
         yield from [(Dim("0", 0),)] * (n_experts - n_active)
         return
     least, rest = divmod(product_size(setting.tokens) * n_active, n_experts)
@@ -55,21 +80,83 @@ def load(setting: Setting, n_experts: int, n_active: int) -> Iterator[Product]:
 
 
 def _route(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Routed:
-    """Softmax over all experts, the largest `k`, scaled to sum to one."""
+    """Each token's experts and their shares, in fp32."""
     out = tape.made(x, "router scores", *setting.tokens, Dim("E", part.n_experts))
-    scores = wide = tape.project(setting, rows, part.router_name, x, out, bias=False)
+    scores = wide = tape.project(setting, rows, part.router_name, x, out, bias=part.router_bias)
     if scores.dtype != "fp32":
         wide = rows(tape.cast(scores, "fp32", "router scores in fp32"))
-    all_shares = rows(tape.softmax(wide, "router probabilities"))
-    if wide is not scores:
-        rows.drop(wide)
-    largest = rows(tape.topk(all_shares, Dim("k", part.n_active), "largest probabilities", "chosen experts"))
-    (chosen,) = rows[-1].handed
-    rows.drop(all_shares)
-    total = rows(tape.total(largest, "sum of the largest probabilities"))
-    shares = rows(tape.divide(largest, total, "shares of the chosen experts"))
-    rows.drop(total, largest)
+    spare = () if wide is scores else (wide,)
+    if part.scores.endswith("_after"):
+        shares, chosen = _largest_then_shares(part, rows, wide, spare)
+    else:
+        shares, chosen = _shares_then_largest(part, rows, wide, spare)
+    if part.normalised and part.scores != "softmax_after":
+        largest = shares
+        total = rows(tape.total(largest, "sum of the largest probabilities"))
+        shares = rows(tape.divide(largest, total, "shares of the chosen experts"))
+        rows.drop(total, largest)
+    if part.scale != 1:
+        unscaled = shares
+        shares = rows(tape.scale(unscaled, "scaled shares"))
+        rows.drop(unscaled)
     return Routed(scores, chosen, shares)
+
+
+def _largest_then_shares(
+    part: "MixtureMLP", rows: Rows, scores: Tensor, spare: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """The `k` largest scores, and what they are as shares."""
+    largest = rows(tape.topk(scores, Dim("k", part.n_active), "largest scores", "chosen experts"))
+    (chosen,) = rows[-1].handed
+    rows.drop(*spare)
+    shares = rows(SQUASH[part.scores.removesuffix("_after")](largest, "shares of the largest"))
+    rows.drop(largest)
+    return shares, chosen
+
+
+def _shares_then_largest(
+    part: "MixtureMLP", rows: Rows, scores: Tensor, spare: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """All scores as shares, and the `k` largest of them, be it in the best groups alone."""
+    n_active, label = Dim("k", part.n_active), "largest probabilities"
+    every = rows(SQUASH[part.scores](scores, "router probabilities"))
+    rows.drop(*spare)
+    if part.chooses_groups:
+        chosen = _of_best_groups(part, rows, every)
+        largest = rows(tape.take(every, chosen, label))
+    else:
+        largest = rows(tape.topk(every, n_active, label, "chosen experts"))
+        (chosen,) = rows[-1].handed
+    rows.drop(every)
+    return largest, chosen
+
+
+def _of_best_groups(part: "MixtureMLP", rows: Rows, every: Tensor) -> Tensor:
+    """Which experts have the largest shares in the best groups; autograd does not see it."""
+    n_groups, n_active_groups = part.n_groups or 1, part.n_active_groups or 1
+    groups, size = Dim("G", n_groups), Dim("(E/G)", part.n_experts // n_groups)
+    tokens = every.dims[:-1]
+
+    def unseen(op: Op) -> Tensor:
+        return rows(op._replace(unrecorded=True))
+
+    by_group = unseen(tape.view(every, "probabilities by group", *tokens, groups, size))
+    top = unseen(
+        tape.topk(by_group, Dim("g", part.group_top), "best of each group", "places of the best")._replace(handed=())
+    )
+    rated = unseen(tape.total(top, "ratings of the groups"))
+    rows.drop(top)
+    best = unseen(tape.topk(rated, Dim("k/G", n_active_groups), "best ratings", "best groups"))
+    (places,) = rows[-1].handed
+    rows.drop(best)
+    closed = unseen(tape.whole("aten::ones_like", (), tape.made(rated, "groups that are not chosen", dtype="bool")))
+    left = unseen(tape.masked_fill(by_group, closed, "probabilities in the best groups"))
+    flat = unseen(tape.view(left, left.label, *every.dims))
+    rows.drop(left)
+    largest = unseen(tape.topk(flat, Dim("k", part.n_active), "largest in the best groups", "chosen experts"))
+    (chosen,) = rows[-1].handed
+    rows.drop(largest, flat, closed, places, rated, by_group)
+    return chosen
 
 
 def _compute(part: "MixtureMLP", setting: Setting, x: Tensor, routed: Routed) -> Rows:
@@ -79,57 +166,158 @@ def _compute(part: "MixtureMLP", setting: Setting, x: Tensor, routed: Routed) ->
     tokens = rows(tape.whole("aten::floor_divide", (order,), tape.made(order, "tokens of the rows")))
     wide = (*order.dims, setting.width)
     taken = rows(tape.gather(x, tokens, tape.made(x, "rows by expert", *wide)))
-    computed = _experts(part, setting, rows, taken)
-    shares = rows(tape.gather(routed.shares, order, tape.made(routed.shares, "shares by expert")))
-    weighted = narrow = rows(tape.multiply(computed, shares, "weighted outputs"))
-    rows.drop(shares)
+    if part.weighted_input:
+        taken = _weigh_input(rows, taken, order, routed.shares)
+    computed = weighted = narrow = _experts(part, setting, rows, taken)
+    if not part.weighted_input:
+        shares = rows(tape.gather(routed.shares, order, tape.made(routed.shares, "shares by expert")))
+        weighted = narrow = rows(tape.multiply(computed, shares, "weighted outputs"))
+        rows.drop(shares)
     zeros = rows(tape.whole("aten::zeros_like", (), tape.made(x, "zeros")))
     if weighted.dtype != x.dtype:
         narrow = rows(tape.cast(weighted, x.dtype, f"weighted outputs in {x.dtype}"))
-    rows(tape.scatter_add(zeros, tokens, narrow, "MLP output"))
-    if narrow is not weighted:
-        rows.drop(narrow)
-    rows.drop(zeros, order, tokens, taken, computed, weighted)
+    rows(
+        tape.scatter_add(zeros, tokens, narrow, "MLP output" if part.shared is None else "output of the chosen experts")
+    )
+    rows.drop(zeros, order, tokens, taken, *dict.fromkeys((computed, weighted, narrow)))
     return rows
+
+
+def _weigh_input(rows: Rows, taken: Tensor, order: Tensor, shares: Tensor) -> Tensor:
+    """The experts' rows, each multiplied by its share."""
+    narrow, spare = shares, ()
+    if shares.dtype != taken.dtype:
+        narrow = rows(tape.cast(shares, taken.dtype, f"shares in {taken.dtype}"))
+        spare = (narrow,)
+    by_row = rows(tape.gather(narrow, order, tape.made(narrow, "shares by expert")))
+    rows.drop(*spare)
+    weighted = rows(tape.multiply(taken, by_row, "weighted rows by expert"))
+    rows.drop(by_row, taken)
+    return weighted
 
 
 def _experts(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Tensor:
     """Each expert over its rows of x, (rows of all experts, D) to the same; it runs even without rows."""
     loads = list(load(setting, part.n_experts, part.n_active))
-    experts, inner, width = Dim("E", part.n_experts), Dim("Fe", part.d_ff), setting.width
-    both = Dim("(2×F)", 2 * inner.size)
-    gate_up = setting.weight("gate and up weights", "gate_up_proj", experts, both, width)
-    down = setting.weight("down weights", "down_proj", experts, width, inner)
     numbers = range(part.n_experts)
-    cuts = (
-        tape.split(x, *(tape.made(x, f"rows of expert {n}", *loads[n], width) for n in numbers)),
-        tape.unbind(gate_up, *(tape.made(x, f"gate and up weight of expert {n}", both, width) for n in numbers)),
-        tape.unbind(down, *(tape.made(x, f"down weight of expert {n}", width, inner) for n in numbers)),
-    )
+    cuts = [
+        tape.split(x, *(tape.made(x, f"rows of expert {n}", *loads[n], setting.width) for n in numbers)),
+        *(_cut(part, whole, label, own) for whole, label, own in _held(part, setting)),
+    ]
     rows += cuts
     views = [[access.tensor for access in cut.writes] for cut in cuts]
-    outs = [_expert(part, rows, n, loads[n], *own) for n, own in enumerate(zip(*views, strict=True))]
+    run = _stacked if part.order == "stacked" else _fused
+    outs = [run(part, rows, n, loads[n], *own) for n, own in enumerate(zip(*views, strict=True))]
     out = rows(tape.join(outs, tape.made(x, "outputs by expert")))
     rows.drop(*outs, *(view for of_all in views for view in of_all))
     return out
 
 
-def _expert(  # noqa: PLR0913, PLR0917  what one expert has
-    part: "MixtureMLP", rows: Rows, number: int, n_rows: Product, x: Tensor, gate_up: Tensor, down: Tensor
+def _held(part: "MixtureMLP", setting: Setting) -> Iterator[tuple[Tensor, str, Product]]:
+    """What the experts hold: a parameter, the label of one expert's share of it, and the share's dims."""
+    experts, inner, width = Dim("E", part.n_experts), Dim("Fe", part.d_ff), setting.width
+    both = Dim("(2×F)", 2 * inner.size)
+    if part.order == "stacked":
+        for name, label in zip(part.expert_names, ("gate", "up", "down"), strict=True):
+            yield setting.weight(f"{label} weights", name, experts, inner, width), f"{label} weight", (inner, width)
+        return
+    layers = (("gate and up", part.expert_names[0], width, both), ("down", part.expert_names[-1], inner, width))
+    for label, name, ins, outs in layers:
+        own = (ins, outs) if part.order == "in_out" else (outs, ins)
+        yield setting.weight(f"{label} weights", name, experts, *own), f"{label} weight", own
+    if part.experts_bias:
+        for label, name, _, outs in layers:
+            yield setting.weight(f"{label} biases", f"{name}_bias", experts, outs), f"{label} bias", (outs,)
+
+
+def _cut(part: "MixtureMLP", held: Tensor, label: str, dims: Product) -> Op:
+    """A parameter of all experts, cut into views."""
+    views = (tape.made(held, f"{label} of expert {n}", *dims) for n in range(part.n_experts))
+    return (tape.split if part.order == "stacked" else tape.unbind)(held, *views)
+
+
+def _fused(  # noqa: PLR0913, PLR0917  what one expert has
+    part: "MixtureMLP",
+    rows: Rows,
+    number: int,
+    n_rows: Product,
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *biases: Tensor,
 ) -> Tensor:
     """activation(gate) · up, then down, over the rows of one expert: (rows, D) to the same."""
+    swapped = part.order == "in_out"
+    inner = Dim("Fe", part.d_ff)
 
     def named(label: str, *dims: Dim) -> Tensor:
         return tape.made(x, f"{label} of expert {number}", *n_rows, *dims)
 
-    inner = down.dims[-1]
-    fused = rows(tape.linear(x, gate_up, None, named("gate and up", gate_up.dims[0])))
-    cut = tape.split(fused, named("gate", inner), named("up", inner))
-    rows(cut)
-    gate, up = (access.tensor for access in cut.writes)
+    gate_up_bias, down_bias = biases or (None, None)
+    outs = gate_up.dims[-1 if swapped else 0]
+    fused = rows(tape.linear(x, gate_up, gate_up_bias, named("gate and up", outs), transposed=swapped))
+    gate, up = (named(label, inner) for label in ("gate", "up"))
+    if part.clamped is None:
+        cut = tape.split(fused, gate, up)
+        rows(cut)
+        gate, up = (access.tensor for access in cut.writes)
+        gated = _gate(part, rows, gate, up, number)
+        ended = (gated, up, gate, fused)
+    else:
+        gate, up = _bounded(rows, fused, gate, up)
+        gated = _swiglu(rows, gate, up, number)
+        ended = (gated, up, gate)
+    out = rows(tape.linear(gated, down, down_bias, named("output", x.dims[-1]), transposed=swapped))
+    rows.drop(*ended)
+    return out
+
+
+def _gate(part: "MixtureMLP", rows: Rows, gate: Tensor, up: Tensor, number: int) -> Tensor:
+    """activation(gate) · up."""
     active = activate(rows, part.activation, gate, f"activated gate of expert {number}")
     gated = rows(tape.multiply(active, up, f"gated rows of expert {number}"))
     rows.drop(*(() if active is gate else (active,)))
-    out = rows(tape.linear(gated, down, None, named("output", x.dims[-1])))
-    rows.drop(gated, up, gate, fused)
+    return gated
+
+
+def _bounded(rows: Rows, fused: Tensor, *halves: Tensor) -> tuple[Tensor, ...]:
+    """Every other number of a layer's output, bounded: the gate from above, up on both sides."""
+    found: list[Tensor] = []
+    for n_bounds, half in enumerate(halves, start=1):
+        view = rows(tape.cut(fused, half.label, *half.dims))
+        found.append(rows(tape.clamp(view, f"bounded {half.label}", n_bounds)))
+        rows.drop(view)
+    rows.drop(fused)
+    return tuple(found)
+
+
+def _swiglu(rows: Rows, gate: Tensor, up: Tensor, number: int) -> Tensor:
+    """(up + 1) · gate · sigmoid(α · gate)."""
+    steep = rows(tape.scale(gate, f"scaled {gate.label}"))
+    share = rows(tape.activation("sigmoid", steep, f"share of {gate.label}"))
+    rows.drop(steep)
+    active = rows(tape.multiply(gate, share, f"activated gate of expert {number}"))
+    rows.drop(share)
+    shifted = rows(tape.shift(up, f"{up.label}, plus one"))
+    gated = rows(tape.multiply(shifted, active, f"gated rows of expert {number}"))
+    rows.drop(shifted, active)
+    return gated
+
+
+def _stacked(part: "MixtureMLP", rows: Rows, number: int, n_rows: Product, x: Tensor, *weights: Tensor) -> Tensor:
+    """activation(gate) · up, then down, over the rows of one expert: (rows, D) to the same."""
+    gate_weight, up_weight, down_weight = weights
+    inner, width = down_weight.dims
+
+    def named(label: str, dim: Dim) -> Tensor:
+        return tape.made(x, f"{label} of expert {number}", *n_rows, dim)
+
+    gate = rows(tape.linear(x, gate_weight, None, named("gate", inner)))
+    active = activate(rows, part.activation, gate, f"activated gate of expert {number}")
+    rows.drop(*(() if active is gate else (gate,)))
+    up = rows(tape.linear(x, up_weight, None, named("up", inner)))
+    gated = rows(tape.multiply(active, up, f"gated rows of expert {number}"))
+    rows.drop(active, up)
+    out = rows(tape.linear(gated, down_weight, None, named("output", width), transposed=True))
+    rows.drop(gated)
     return out

@@ -134,30 +134,17 @@ class MixtureMLP(Weighted):
 
     Scores are a `softmax` over all experts, or a `sigmoid` of each; those of the chosen are scaled to sum to one where
     they are `normalised`, and multiplied by `scale`. `softmax_after` chooses first, and takes the softmax over the
-    chosen alone. `order` is how the experts' weights lie: rows of outputs ("out_in", one tensor for gate and up), rows
-    of inputs ("in_out"), or three matrices of all experts side by side ("stacked"); `expert_names` are the tensors'
-    names: gate and up, down; or gate, up, down. Experts that every token uses are `shared`, and with a
-    `shared_gate_name` weighted by a sigmoid of their own; they are added to the others, or `averaged` with them. A
-    `correction` of that name, E numbers or a row of them (`correction_row`), is added to scores for the choice alone.
-    `clamped` is gpt-oss's SwiGLU: gate and up are bounded, interleaved, and up is shifted by one.
+    chosen alone. With more groups than active ones, only experts of the best groups are chosen; a group is as good as
+    its `group_top` best scores together. A `correction` of that name, E numbers or a row of them (`correction_row`), is
+    added to scores for the choice alone. `order` is how the experts' weights lie: rows of outputs ("out_in", one tensor
+    for gate and up), rows of inputs ("in_out"), or three matrices of all experts side by side ("stacked");
+    `expert_names` are the tensors' names: gate and up, down; or gate, up, down. Experts that every token uses are
+    `shared`, and with a `shared_gate_name` weighted by a sigmoid of their own; they are added to the others, or
+    `averaged` with them. `clamped` is gpt-oss's SwiGLU: gate and up are bounded, interleaved, and up is shifted by one.
+    A `weighted_input` is weighted before the experts, not after.
     """
 
-    without_ops = (
-        "router_bias",
-        "expert_names",
-        "experts_bias",
-        "order",
-        "scores",
-        "normalised",
-        "scale",
-        "n_groups",
-        "clamped",
-        "weighted_input",
-        "shared",
-        "shared_gate_name",
-        "averaged",
-        "correction",
-    )
+    without_ops = ("averaged", "correction")
     kind: Literal["mixture"] = "mixture"
     d_ff: Size
     activation: Activation
@@ -174,6 +161,7 @@ class MixtureMLP(Weighted):
     scale: float = 1.0
     n_groups: Size | None = None
     n_active_groups: Size | None = None
+    group_top: Size = 2
     clamped: float | None = None
     weighted_input: bool = False
     shared: AnyPart | None = None
@@ -182,6 +170,11 @@ class MixtureMLP(Weighted):
     correction: str = ""
     correction_row: bool = False
     dropout: Probability = 0.0
+
+    @property
+    def chooses_groups(self) -> bool:
+        """Whether experts are chosen from the best groups alone."""
+        return None not in (self.n_groups, self.n_active_groups) and self.n_active_groups != self.n_groups
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """Router (E, D), fused gate and up (E, 2·F, D), down (E, D, F), their biases; the shared experts."""

@@ -22,6 +22,7 @@ from gptcalc.tape.rows import argsort as argsort
 from gptcalc.tape.rows import attention as attention
 from gptcalc.tape.rows import bmm as bmm
 from gptcalc.tape.rows import cast as cast
+from gptcalc.tape.rows import clamp as clamp
 from gptcalc.tape.rows import clone as clone
 from gptcalc.tape.rows import copied_back as copied_back
 from gptcalc.tape.rows import cut as cut
@@ -37,6 +38,7 @@ from gptcalc.tape.rows import leave as leave
 from gptcalc.tape.rows import linear as linear
 from gptcalc.tape.rows import log_softmax as log_softmax
 from gptcalc.tape.rows import made as made
+from gptcalc.tape.rows import masked_fill as masked_fill
 from gptcalc.tape.rows import multiply as multiply
 from gptcalc.tape.rows import nll_loss as nll_loss
 from gptcalc.tape.rows import ops_of as ops_of
@@ -52,6 +54,7 @@ from gptcalc.tape.rows import shift as shift
 from gptcalc.tape.rows import softmax as softmax
 from gptcalc.tape.rows import split as split
 from gptcalc.tape.rows import square as square
+from gptcalc.tape.rows import take as take
 from gptcalc.tape.rows import topk as topk
 from gptcalc.tape.rows import total as total
 from gptcalc.tape.rows import unbind as unbind

@@ -85,7 +85,7 @@ def _needing_gradients(tape: Tape) -> set[Tensor]:
     for op in tape.ops:
         read = {access.tensor for access in op.reads}
         needs |= {tensor for tensor in read - born if differentiable(tensor)}
-        if read & needs:
+        if read & needs and not op.unrecorded:
             needs.add(op.output)
     return needs
 
@@ -225,6 +225,20 @@ def _square_backward(op: Op, dys: Incoming) -> Found:
     return Found(rows, {x: gradient(x)})
 
 
+def _clamp_backward(op: Op, dys: Incoming) -> Found:
+    """Zeros where x is beyond a bound (`clamp_backward`)."""
+    x, dy = op.reads[0].tensor, dys[op.output]
+    zero = Tensor("zero", (), x.dtype)
+    inside = [made(x, f"where {x.label} is {end}", dtype="bool") for end in ("high enough", "low enough")]
+    inside = inside if op.name == "aten::clamp" else inside[1:]
+    rows = (
+        whole("aten::scalar_tensor", (), zero),
+        *(whole("aten::compare", (x,), mask) for mask in inside),
+        whole("aten::where", (dy, *inside, zero), gradient(x))._replace(drops=(zero, *inside)),
+    )
+    return Found(rows, {x: gradient(x)})
+
+
 def _kept_output_backward(op: Op, dys: Incoming) -> Found:
     """One kernel, from the gradient and the output."""
     x = op.reads[0].tensor
@@ -297,6 +311,12 @@ def _index_backward(op: Op, dys: Incoming) -> Found:
     return Found((whole("aten::_index_put_impl_", (places, dys[op.output]), gradient(x)),), {x: gradient(x)})
 
 
+def _gather_backward(op: Op, dys: Incoming) -> Found:
+    """Zeros, to which the gradients of the taken are added in place."""
+    x, places = _inputs(op)
+    return Found((whole("aten::scatter_add_", (dys[op.output], places), gradient(x)),), {x: gradient(x)})
+
+
 def _index_add_backward(op: Op, dys: Incoming) -> Found:
     """The rows of the gradient that were added to; the gradient itself for what they were added to."""
     onto, places, x = _inputs(op)
@@ -358,6 +378,8 @@ _RULES: dict[str, Rule] = {
     "aten::relu": _elementwise_backward,
     "aten::sigmoid": _elementwise_backward,
     "aten::tanh": _elementwise_backward,
+    "aten::clamp": _clamp_backward,
+    "aten::clamp_max": _clamp_backward,
     "aten::_log_softmax": _kept_output_backward,
     "aten::nll_loss_forward": _nll_loss_backward,
     "aten::neg": _by("aten::neg"),
@@ -372,6 +394,7 @@ _RULES: dict[str, Rule] = {
     "aten::_softmax": _kept_output_backward,
     "aten::div": _divide_backward,
     "aten::topk": _topk_backward,
+    "aten::gather": _gather_backward,
     "aten::index": _index_backward,
     "aten::index_add": _index_add_backward,
     "aten::unbind": _unbind_backward,

@@ -193,7 +193,8 @@ class Recorder:
                 self._values.setdefault(None if op.shared else self._layer, {})[tensor] = slot
             self.hold(self.slot(tensor))
         self._take(op, "forward")
-        needs = training and any(self._differentiates(access.tensor) for access in op.reads)
+        recorded = training and not op.unrecorded
+        needs = recorded and any(self._differentiates(access.tensor) for access in op.reads)
         if needs:
             known = self._needs.setdefault(self._layer, set())
             known |= {access.tensor for access in op.writes if differentiable(access.tensor)}

@@ -59,7 +59,8 @@ class Op(NamedTuple):
     Outputs that are views take no memory. Inputs that are `viewed` are read through a view (a reshape, a transpose), so
     that their gradients arrive as views, into which autograd adds no other gradient in place. Outputs beside the first
     that the caller holds on to are `handed`. What a `shared` op makes is there for all layers that come after. An
-    attention kernel may drop out some weights (`drops_out`). `where` is the path of the module that runs the op.
+    attention kernel may drop out some weights (`drops_out`). Of an `unrecorded` op autograd knows nothing (`no_grad`).
+    `where` is the path of the module that runs the op.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Op(NamedTuple):
     handed: tuple[Tensor, ...] = ()
     shared: bool = False
     drops_out: bool = False
+    unrecorded: bool = False
     where: str = ""
 
     @property
@@ -290,7 +292,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, trans
     A weight (out, in) is read through its transpose, an input of more than two axes through a view of two.
     """
     learned = (weight,) if bias is None else (weight, bias)
-    viewed = ((x,) if len(x.dims) > 2 else ()) + (() if transposed else (weight,))
+    # The gradient of a single number is computed transposed [FunctionsManual.cpp, mm_mat1_grad].
+    seen_anew = len(x.dims) > 2 or product_size(x.dims) == 1
+    viewed = ((x,) if seen_anew else ()) + (() if transposed else (weight,))
     op = whole("aten::mm" if bias is None else "aten::addmm", (x, *learned), out)
     return op._replace(saves=(x,), viewed=viewed)
 
@@ -308,6 +312,12 @@ def activation(name: str, x: Tensor, label: str) -> Op:
 def square(x: Tensor, label: str) -> Op:
     """`x.square()`; x is kept."""
     return whole("aten::pow", (x,), made(x, label))._replace(saves=(x,))
+
+
+def clamp(x: Tensor, label: str, n_bounds: int) -> Op:
+    """X, but no number beyond the upper bound, or beyond both; x is kept."""
+    op = whole("aten::clamp" if n_bounds == 2 else "aten::clamp_max", (x,), made(x, label))
+    return op._replace(saves=(x,))
 
 
 def log_softmax(x: Tensor, label: str) -> Op:
@@ -400,6 +410,18 @@ def gather(x: Tensor, places: Tensor, out: Tensor) -> Op:
     return Op("aten::index", reads, (all_of(out),), saves=(places,))
 
 
+def take(x: Tensor, places: Tensor, label: str) -> Op:
+    """`x.gather(-1, places)`: of each row of x the elements that `places` name; both are kept."""
+    reads = (Access(x, places.dims, f"the elements of {x.label} that {places.label} name"), all_of(places))
+    out = all_of(made(x, label, *places.dims))
+    return Op("aten::gather", reads, (out,), saves=(x, places))
+
+
+def masked_fill(x: Tensor, mask: Tensor, label: str) -> Op:
+    """A copy of x with one number where the mask says so; the mask is kept."""
+    return whole("aten::masked_fill", (x, mask), made(x, label))._replace(saves=(mask,))
+
+
 def scatter_add(onto: Tensor, places: Tensor, x: Tensor, label: str) -> Op:
     """`onto.index_add(0, places, x)`: a copy of `onto` to whose rows those of x are added; x is kept for its shape."""
     return whole("aten::index_add", (onto, places, x), made(onto, label))._replace(saves=(places, x))
@@ -430,7 +452,7 @@ def copied_back(x: Tensor, label: str) -> Op:
 
 
 def cut(x: Tensor, label: str, *dims: Dim) -> Op:
-    """The first elements of x along an axis: a view, whose gradient is filled up with zeros."""
+    """Some elements of x along an axis: a view, whose gradient is filled up with zeros."""
     return whole("aten::slice", (x,), Tensor(label, dims, x.dtype, base=x))
 
 

@@ -42,7 +42,7 @@ def _tensors(rows: Sequence[Weight], built: Built) -> Iterator[Finding]:
             yield Finding("missing", name, f"shape {row.shape}", "no such tensor")
         elif tuple(tensor.shape) != row.shape:
             yield Finding("shape", name, str(row.shape), str(tuple(tensor.shape)))
-        elif (row.role in ("lookup", "matmul")) != (tensor.ndim > 1):
+        elif (row.role in ("lookup", "matmul")) != _is_matrix(name, tensor):
             yield Finding("role", name, row.role, f"{tensor.ndim} axes")
     for name, times in expected.items():
         if times > 1:
@@ -50,6 +50,12 @@ def _tensors(rows: Sequence[Weight], built: Built) -> Iterator[Finding]:
     for name, tensor in built.tensors.items():
         if name not in expected:
             yield Finding("extra", name, "no such tensor", f"shape {tuple(tensor.shape)}")
+
+
+def _is_matrix(name: str, tensor: "Tensor") -> bool:
+    """Whether it has more than one axis; experts have a row of biases each, and norms may have one for each head."""
+    own = name.rsplit(".", 2)[-2:]
+    return tensor.ndim > 1 and not any(word in part for part in own for word in ("bias", "norm"))
 
 
 def _ties(rows: Sequence[Weight], built: Built) -> Iterator[Finding]:

@@ -75,6 +75,7 @@ _IN_PLACE_IF_UNWATCHED = {
     _aten.index_add.default,
     _aten.scatter.src,
     _aten.scatter.value,
+    _aten.scatter_add.default,
 }
 #: Updates in place by one kernel, which allocates nothing and which meta does not have.
 _FUSED_STEPS = {_aten._fused_adam_.default, _aten._fused_adamw_.default, _aten._fused_sgd_.default}

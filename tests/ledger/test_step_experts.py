@@ -1,0 +1,119 @@
+"""Every field of a mixture: the tape's step is the traced reference's, event for event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcalc.inventory import inventory
+from gptcalc.parts.mlp import GatedMLP, MixtureMLP
+
+torch = pytest.importorskip("torch")
+
+from steps import kept, tape_training  # noqa: E402
+from test_step import witnessed  # noqa: E402
+from test_step_mixture import Case, cases, peaks, taped, traced, worst_load, worst_routing  # noqa: E402
+from test_step_parts import varied  # noqa: E402
+
+from gptcalc.witness.findings import compare  # noqa: E402  it opens torch
+from gptcalc.witness.reference import build  # noqa: E402
+
+if TYPE_CHECKING:
+    from gptcalc.spec import Spec
+
+ACTIVATIONS = ["silu", "gelu", "quick_gelu", "linear"]
+
+
+@st.composite
+def routers(draw: st.DrawFn) -> dict[str, Any]:
+    """How experts are chosen, and from how many."""
+    n_groups, per_group = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    n_active_groups = draw(st.integers(1, n_groups))
+    scores = draw(st.sampled_from(["softmax", "softmax_after", "sigmoid", "sigmoid_after"]))
+    return {
+        "n_experts": n_groups * per_group,
+        "n_active": draw(st.integers(1, n_active_groups * per_group)),
+        "n_groups": n_groups,
+        "n_active_groups": n_active_groups,
+        "group_top": draw(st.integers(1, per_group)),
+        "scores": scores,
+        "normalised": draw(st.booleans()),
+        "scale": draw(st.sampled_from([1.0, 2.5])),
+        "router_name": draw(st.sampled_from(["gate", "inner.router", "router.layer"])),
+        "router_bias": draw(st.booleans()),
+    }
+
+
+@st.composite
+def experts(draw: st.DrawFn) -> dict[str, Any]:
+    """What each expert is made of."""
+    order = draw(st.sampled_from(["out_in", "in_out", "stacked"]))
+    fields = {"order": order, "experts_name": draw(st.sampled_from(["experts", "inner.experts"]))}
+    if order == "stacked":
+        return fields | {"expert_names": ("w1", "v1", "w2")}
+    clamped = draw(st.sampled_from([None, 7.0]))
+    return fields | {"experts_bias": draw(st.booleans()), "clamped": clamped}
+
+
+@st.composite
+def shared(draw: st.DrawFn) -> dict[str, Any]:
+    """Experts that all tokens use, or none."""
+    if draw(st.booleans()):
+        return {}
+    of_all = GatedMLP(
+        name="shared",
+        d_ff=draw(st.integers(1, 40)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        bias=draw(st.booleans()),
+        role="shared_experts",
+        fused_name=draw(st.sampled_from(["", "both"])),
+    )
+    return {"shared": of_all, "shared_gate_name": draw(st.sampled_from(["", "shared_gate"]))}
+
+
+def with_mixture(spec: Spec, **fields: Any) -> Spec:
+    """The spec with other mixtures."""
+    old = spec.layers[0].block.model_dump()["mlp"]
+    return varied(spec, mlp=MixtureMLP.model_validate(old | fields))
+
+
+@st.composite
+def mixtures(draw: st.DrawFn, *, busy: bool = False) -> Case:
+    """A toy whose layers have mixtures with every field drawn."""
+    case = draw(cases(busy=busy))
+    own = {"activation": draw(st.sampled_from(ACTIVATIONS)), "weighted_input": draw(st.booleans())}
+    own["name"] = draw(st.sampled_from(["mlp", "", "a.b"]))
+    fields = own | draw(routers()) | draw(experts()) | draw(shared())
+    return case._replace(spec=with_mixture(case.spec, **fields))
+
+
+@given(mixtures())
+@settings(max_examples=40, deadline=None, phases=[__import__("hypothesis").Phase.generate])
+def test_a_step_is_what_torch_runs(case: Case) -> None:
+    """Weights by name and component; training, what autograd keeps of it, and inference."""
+    assert not compare(inventory(case.spec), build(case.spec))
+    assert taped(case.training()) == traced(case, training=True)
+    assert kept(tape_training(case.spec, case.plan, n_steps=1)) == witnessed(case.spec, case.plan)
+    assert taped(case.inference()) == traced(case, training=False)
+
+
+@given(mixtures())
+@settings(max_examples=15, deadline=None)
+def test_a_step_with_idle_experts_is_what_torch_runs(case: Case) -> None:
+    """Experts without rows run too, with biases and bounds of nothing."""
+    with worst_routing(), worst_load():
+        assert taped(case.training()) == traced(case, training=True)
+        assert taped(case.inference()) == traced(case, training=False)
+
+
+@given(mixtures(busy=True))
+@settings(max_examples=15, deadline=None)
+def test_the_worst_routing_needs_no_less(case: Case) -> None:
+    """Whatever the experts are, all tokens with the same ones take at least what an even routing takes."""
+    even = [*peaks(case.training()), *peaks(case.inference())]
+    with worst_routing():
+        worst = [*peaks(case.training()), *peaks(case.inference())]
+    assert all(less <= more for less, more in zip(even, worst, strict=True))
