@@ -16,6 +16,7 @@ from gptcalc.modules import ops
 from gptcalc.modules.activation import activation_named
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_normal, make, register
 from gptcalc.modules.linear import Linear
+from gptcalc.modules.sparsemixer import sparsemixer
 
 #: How steep the sigmoid of gpt-oss's SwiGLU is (its `swiglu_alpha`).
 STEEPNESS = 1.702
@@ -27,6 +28,9 @@ _SQUASH: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "sigmoid_after": torch.sigmoid,
 }
+SCORES = (*_SQUASH, "sparsemixer")
+#: How many experts SparseMixer chooses.
+CHOSEN = 2
 
 
 class Experts(Itemised):
@@ -208,7 +212,7 @@ class MixtureMLP(Itemised):
         expert_names: Sequence[str] = ("gate_up_proj", "down_proj"),
         experts_bias: bool = False,
         order: Literal["out_in", "in_out", "stacked"] = "out_in",
-        scores: Literal["softmax", "softmax_after", "sigmoid", "sigmoid_after"] = "softmax",
+        scores: Literal["softmax", "softmax_after", "sigmoid", "sigmoid_after", "sparsemixer"] = "softmax",
         normalised: bool = True,
         scale: float = 1.0,
         n_groups: int | None = None,
@@ -224,8 +228,10 @@ class MixtureMLP(Itemised):
         super().__init__()
         if n_active > n_experts:
             raise InvalidValueError(f"n_active: read {n_active}; allowed: at most n_experts={n_experts}")
-        if scores not in _SQUASH:
-            raise UnknownNameError.near("scores", scores, _SQUASH)
+        if scores not in SCORES:
+            raise UnknownNameError.near("scores", scores, SCORES)
+        if scores == "sparsemixer" and n_active != CHOSEN:
+            raise InvalidValueError(f"n_active: read {n_active}; allowed with sparsemixer: {CHOSEN}")
         self.n_active, self.scores, self.scale, self.dropout = n_active, scores, scale, dropout
         self.normalised = normalised and scores != "softmax_after"  # which sum to one already
         self.groups = None if n_groups is None else (n_groups, n_active_groups or n_groups, group_top)
@@ -266,18 +272,19 @@ class MixtureMLP(Itemised):
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Of scores (M, E) which experts a token uses, and their shares, (M, k) both."""
-        squash = _SQUASH[self.scores]
-        if self.scores.endswith("_after"):
+        if self.scores == "sparsemixer":
+            shares, chosen = sparsemixer(scores.float(), training=self.training)
+        elif self.scores.endswith("_after"):
             largest, chosen = scores.float().topk(self.n_active, dim=-1)
-            shares = squash(largest)
+            shares = _SQUASH[self.scores](largest)
             del largest
         elif self.groups is not None and self.groups[1] < self.groups[0]:
-            every = squash(scores.float())
+            every = _SQUASH[self.scores](scores.float())
             chosen = self._of_best_groups(every, *self.groups)
             shares = every.gather(-1, chosen)
             del every
         else:
-            shares, chosen = squash(scores.float()).topk(self.n_active, dim=-1)
+            shares, chosen = _SQUASH[self.scores](scores.float()).topk(self.n_active, dim=-1)
         if self.normalised:
             shares = shares / shares.sum(dim=-1, keepdim=True)
         return chosen, shares if self.scale == 1 else shares * self.scale

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gptcalc import tape
 from gptcalc.formula import Dim, Product, product_size
 from gptcalc.parts.activation import activate
+from gptcalc.parts.sparsemixer import sparsemixer
 from gptcalc.tape import Op, Rows, Setting, Tensor
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def _route(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Route
     if scores.dtype != "fp32":
         wide = rows(tape.cast(scores, "fp32", "router scores in fp32"))
     spare = () if wide is scores else (wide,)
-    if part.scores.endswith("_after"):
+    if part.scores == "sparsemixer":
+        shares, chosen = sparsemixer(setting, rows, wide)
+        rows.drop(*spare)
+    elif part.scores.endswith("_after"):
         shares, chosen = _largest_then_shares(part, rows, wide, spare)
     else:
         shares, chosen = _shares_then_largest(part, rows, wide, spare)

@@ -33,6 +33,7 @@ from gptcalc.tape.rows import expand as expand
 from gptcalc.tape.rows import gather as gather
 from gptcalc.tape.rows import heads_first as heads_first
 from gptcalc.tape.rows import join as join
+from gptcalc.tape.rows import largest as largest
 from gptcalc.tape.rows import layer_norm as layer_norm
 from gptcalc.tape.rows import leave as leave
 from gptcalc.tape.rows import linear as linear

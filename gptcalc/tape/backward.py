@@ -317,6 +317,18 @@ def _gather_backward(op: Op, dys: Incoming) -> Found:
     return Found((whole("aten::scatter_add_", (dys[op.output], places), gradient(x)),), {x: gradient(x)})
 
 
+def _heun_backward(op: Op, dys: Incoming) -> Found:
+    """The gradient of a softmax's scores, of which one share was drawn, in place once it is made; others get none."""
+    (scores, *_), (share, chosen, shares), dy = _inputs(op), op.saves, dys[op.output]
+    own, negated = (made(share, f"{what} {dy.label}") for what in ("weighted", "negated"))
+    rows = (
+        whole("aten::mul", (dy, share), own),
+        whole("aten::neg", (own,), negated),
+        whole("aten::mul", (shares, negated, chosen, own), gradient(scores))._replace(drops=(negated,)),
+    )
+    return Found(rows, {scores: gradient(scores)})
+
+
 def _index_add_backward(op: Op, dys: Incoming) -> Found:
     """The rows of the gradient that were added to; the gradient itself for what they were added to."""
     onto, places, x = _inputs(op)
@@ -395,6 +407,7 @@ _RULES: dict[str, Rule] = {
     "aten::div": _divide_backward,
     "aten::topk": _topk_backward,
     "aten::gather": _gather_backward,
+    "sparsemixer": _heun_backward,
     "aten::index": _index_backward,
     "aten::index_add": _index_add_backward,
     "aten::unbind": _unbind_backward,

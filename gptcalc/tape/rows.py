@@ -417,6 +417,13 @@ def take(x: Tensor, places: Tensor, label: str) -> Op:
     return Op("aten::gather", reads, (out,), saves=(x, places))
 
 
+def largest(x: Tensor, label: str, place: str) -> Op:
+    """`x.max(-1, keepdim=True)`: each row's largest, and where it is; the caller is handed both."""
+    one = Dim("1", 1)
+    where = Tensor(place, (*x.dims[:-1], one), "int64")
+    return whole("aten::max", (x,), made(x, label, *x.dims[:-1], one), where)._replace(saves=(where,), handed=(where,))
+
+
 def masked_fill(x: Tensor, mask: Tensor, label: str) -> Op:
     """A copy of x with one number where the mask says so; the mask is kept."""
     return whole("aten::masked_fill", (x, mask), made(x, label))._replace(saves=(mask,))
