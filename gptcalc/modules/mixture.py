@@ -141,9 +141,8 @@ class FusedExperts(Experts):
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The gate's and the up projection's halves, then down, then all biases."""
-        gate_up, down = (self.get_parameter(name) for name in self.weight_names)
-        if self.swapped:
-            gate_up = gate_up.transpose(1, 2)
+        first, down = (self.get_parameter(name) for name in self.weight_names)
+        gate_up = first.transpose(1, 2) if self.swapped else first
         halves = gate_up.chunk(2, dim=1) if self.clamped is None else (gate_up[:, ::2], gate_up[:, 1::2])
         yield from zip(("experts_gate", "experts_up"), halves, strict=True)
         yield "experts_down", down
@@ -178,7 +177,7 @@ class StackedExperts(Experts):
             init_normal(self.get_parameter(name))
 
     def _cut(self) -> Sequence[Sequence[Tensor]]:
-        return [self.get_parameter(name).split(self.d_ff) for name in self.weight_names]
+        return [self.get_parameter(name).split_with_sizes([self.d_ff] * self.n_experts) for name in self.weight_names]
 
     def _expert(self, rows: Tensor, *weights: Tensor) -> Tensor:
         gate, up, down = weights
@@ -238,20 +237,13 @@ class MixtureMLP(Itemised):
         self.router_name, self.experts_name, self.shared_gate_name = router_name, experts_name, shared_gate_name
         self.shared_name = None if shared is None else str(shared["name"])
         self.attach(router_name, Linear(dims.d_model, [("router", n_experts)], bias=router_bias))
-        sizes, common = (dims.d_model, d_ff), {"names": expert_names, "weighted_input": weighted_input}
+        sizes = (dims.d_model, d_ff)
+        common: dict[str, Any] = {"names": expert_names, "weighted_input": weighted_input}
+        fused: dict[str, Any] = {"bias": experts_bias, "swapped": order == "in_out", "clamped": clamped}
         experts = (
             StackedExperts(sizes, n_experts, n_active, activation, **common)
             if order == "stacked"
-            else FusedExperts(
-                sizes,
-                n_experts,
-                n_active,
-                activation,
-                bias=experts_bias,
-                swapped=order == "in_out",
-                clamped=clamped,
-                **common,
-            )
+            else FusedExperts(sizes, n_experts, n_active, activation, **common, **fused)
         )
         self.attach(experts_name, experts)
         if shared is not None:
@@ -292,12 +284,13 @@ class MixtureMLP(Itemised):
     @torch.no_grad()
     def _of_best_groups(self, shares: Tensor, n_groups: int, n_active_groups: int, top: int) -> Tensor:
         """Which experts have the largest shares (M, E) in the best groups: (M, k)."""
-        groups = shares.unflatten(-1, (n_groups, -1))
+        groups = shares.view(*shares.shape[:-1], n_groups, -1)
         rated = groups.topk(top, dim=-1).values.sum(dim=-1)
         best = rated.topk(n_active_groups, dim=-1).indices
         closed = torch.ones_like(rated, dtype=torch.bool).scatter_(-1, best, value=False)
         left = groups.masked_fill(closed.unsqueeze(-1), -torch.inf)
-        return left.flatten(-2).topk(self.n_active, dim=-1).indices
+        chosen: Tensor = left.flatten(-2).topk(self.n_active, dim=-1).indices
+        return chosen
 
     def _of_all(self, name: str, x: Tensor) -> Tensor:
         """What all tokens' experts compute, where there is a gate weighted by it."""

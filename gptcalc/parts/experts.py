@@ -3,7 +3,7 @@
 Every token has `k` rows, one for each expert that it uses; sorted by expert, the rows of one expert lie together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +26,10 @@ class Routed(NamedTuple):
 
 
 #: The kernel that makes shares of scores.
-SQUASH = {"softmax": tape.softmax, "sigmoid": partial(tape.activation, "sigmoid")}
+SQUASH: dict[str, Callable[[Tensor, str], Op]] = {
+    "softmax": tape.softmax,
+    "sigmoid": partial(tape.activation, "sigmoid"),
+}
 
 
 def mixture(part: "MixtureMLP", setting: Setting, x: Tensor) -> tuple[Op, ...]:
@@ -189,12 +192,11 @@ def _compute(part: "MixtureMLP", setting: Setting, x: Tensor, routed: Routed) ->
 
 def _weigh_input(rows: Rows, taken: Tensor, order: Tensor, shares: Tensor) -> Tensor:
     """The experts' rows, each multiplied by its share."""
-    narrow, spare = shares, ()
+    narrow = shares
     if shares.dtype != taken.dtype:
         narrow = rows(tape.cast(shares, taken.dtype, f"shares in {taken.dtype}"))
-        spare = (narrow,)
     by_row = rows(tape.gather(narrow, order, tape.made(narrow, "shares by expert")))
-    rows.drop(*spare)
+    rows.drop(*(() if narrow is shares else (narrow,)))
     weighted = rows(tape.multiply(taken, by_row, "weighted rows by expert"))
     rows.drop(by_row, taken)
     return weighted
@@ -266,13 +268,12 @@ def _fused(  # noqa: PLR0913, PLR0917  what one expert has
         rows(cut)
         gate, up = (access.tensor for access in cut.writes)
         gated = _gate(part, rows, gate, up, number)
-        ended = (gated, up, gate, fused)
+        rows.drop(fused)
     else:
         gate, up = _bounded(rows, fused, gate, up)
         gated = _swiglu(rows, gate, up, number)
-        ended = (gated, up, gate)
     out = rows(tape.linear(gated, down, down_bias, named("output", x.dims[-1]), transposed=swapped))
-    rows.drop(*ended)
+    rows.drop(gated, up, gate)
     return out
 
 

@@ -125,7 +125,7 @@ def test_sparsemixer_in_training_is_that_of_the_class(monkeypatch: pytest.Monkey
     noise, chance = torch.empty(64, 5).exponential_(), torch.rand(64, 1)
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.copy_(noise))
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self: self)
-    monkeypatch.setattr(torch, "rand_like", lambda like: chance.clone())
+    monkeypatch.setattr(torch, "rand_like", lambda _: chance.clone())
     one, two = scores.clone().requires_grad_(), scores.clone().requires_grad_()
     published, chosen = modeling_phimoe.sparsemixer(one, jitter_eps=0.01, training=True)
     shares, experts = sparsemixer(two, training=True)
