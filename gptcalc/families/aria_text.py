@@ -1,5 +1,6 @@
 """Aria's language model (Rhymes AI 2024): mixtures in all layers, with shared experts."""
 
+from gptcalc.families.family import without
 from gptcalc.families.llama import Llama
 from gptcalc.families.mixtures import Mixture, Names
 from gptcalc.parts.mlp import MixtureMLP
@@ -10,7 +11,7 @@ class Aria(Mixture):
 
     model_type = "aria_text"
     names_of_mixture = Names(router="router", shared="shared_experts")
-    huggingface = Llama.huggingface | {
+    huggingface = without(Llama.huggingface) | {
         "moe_num_experts": ("n_experts",),
         "moe_topk": ("n_active",),
         "moe_num_shared_experts": ("n_shared_experts",),

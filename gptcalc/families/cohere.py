@@ -9,7 +9,7 @@ from gptcalc.families.llama import Llama
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import Unembedding
-from gptcalc.parts.norm import LayerNorm
+from gptcalc.parts.norm import LayerNorm, RMSNorm
 from gptcalc.spec import AnyPart
 
 
@@ -35,7 +35,7 @@ class Cohere(Llama):
     logit_scale: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 0.0625
     use_qk_norm: Annotated[bool, Field(strict=True)] = False
 
-    def norm(self, name: str) -> LayerNorm:
+    def norm(self, name: str) -> LayerNorm | RMSNorm:
         """A LayerNorm without shifts."""
         return LayerNorm(name=name, eps=self.norm_eps, bias=False)
 

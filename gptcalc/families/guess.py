@@ -19,7 +19,7 @@ NOT_MODELLED = frozenset(
     apertus axk2 bailing_hybrid beam cohere_compass_text ctrl deepseek_v32 deepseek_v4 diffllama doge
     dots3_note_text flint gemma3n_text gemma4_text gemma4_unified_text glm_moe_dsa gpt_neox_japanese hrm_text hy_v4
     inkling2_text inkling_text jetmoe kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 longcat_flash mimo_v2_flash
-    minimax minimax_m3_vl_text modernbert-decoder olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen4_exp_text zaya
+    minimax minimax_m3_vl_text modernbert-decoder olmo_hybrid qwen4_exp_text zaya
     """.split()
 )
 #: For each family that an unknown type may be read as, the fields that must be given: a file of an unknown class has no

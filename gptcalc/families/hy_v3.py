@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from gptcalc.families.family import Layer
+from gptcalc.families.family import Layer, without
 from gptcalc.families.llama import Llama
 from gptcalc.families.mixtures import UNROUTED, Mixture, Names
 from gptcalc.parts.attention import MultiHeadAttention
@@ -15,7 +15,7 @@ class HunyuanV3(Mixture):
     model_type = "hy_v3"
     names_of_mixture = Names(shared="shared_experts")
     ignored: ClassVar[frozenset[str]] = UNROUTED | {"enable_moe_fp32_combine"}
-    huggingface = Llama.huggingface | {
+    huggingface = without(Llama.huggingface) | {
         "num_experts": ("n_experts",),
         "num_local_experts": ("n_experts",),
         "num_experts_per_tok": ("n_active",),

@@ -12,13 +12,11 @@ from gptcalc.parts.norm import RMSNorm
 from gptcalc.spec import AnyPart, Layers, Size
 
 
-class Qwen3Next(Mixture, Windowed, Llama):
-    """transformers' `Qwen3NextForCausalLM`."""
+class Hybrid(Windowed, Llama):
+    """A stack of which three layers in four have linear attention, and the others gated attention."""
 
-    model_type = "qwen3_next"
-    names_of_mixture = Qwen2MoE.names_of_mixture
     kinds_allowed: ClassVar[tuple[str, ...]] = (FULL, LINEAR)
-    huggingface = without({**Qwen2MoE.huggingface, **Llama.huggingface}, "mlp_bias", "qkv_bias") | {
+    huggingface = without(Llama.huggingface, "mlp_bias") | {
         "linear_num_key_heads": ("n_linear_key_heads",),
         "linear_num_value_heads": ("n_linear_value_heads",),
         "linear_key_head_dim": ("d_linear_key",),
@@ -26,18 +24,11 @@ class Qwen3Next(Mixture, Windowed, Llama):
         "linear_conv_kernel_dim": ("linear_kernel",),
     }
     defaults = {
-        **Qwen2MoE.defaults,
-        "qkv_bias": None,
-        "sliding_window": None,
-        "n_layers": 48,
-        "n_kv_heads": 2,
+        **Llama.defaults,
+        "n_ctx": 32768,
+        "n_heads": 16,
         "d_head": 256,
         "rotary_fraction": 0.25,
-        "n_experts": 512,
-        "n_active": 10,
-        "d_expert": 512,
-        "d_shared": 512,
-        "normalised": True,
         "n_linear_key_heads": 16,
         "n_linear_value_heads": 32,
         "d_linear_key": 128,
@@ -80,3 +71,24 @@ class Qwen3Next(Mixture, Windowed, Llama):
             kernel=self.linear_kernel,
             norm_eps=self.norm_eps,
         )
+
+
+class Qwen3Next(Mixture, Hybrid):
+    """transformers' `Qwen3NextForCausalLM`."""
+
+    model_type = "qwen3_next"
+    names_of_mixture = Qwen2MoE.names_of_mixture
+    huggingface = without(Qwen2MoE.huggingface, "qkv_bias") | Hybrid.huggingface
+    defaults = {
+        **Hybrid.defaults,
+        "n_vocab": 151936,
+        "d_model": 2048,
+        "n_layers": 48,
+        "n_kv_heads": 2,
+        "d_ff": 5632,
+        "n_experts": 512,
+        "n_active": 10,
+        "d_expert": 512,
+        "d_shared": 512,
+        "normalised": True,
+    }

@@ -13,9 +13,11 @@ class GatedDeltaNet(Weighted):
     """The gated delta rule (Yang et al. 2025): Nv states (Hk, Hv) that forget, and are corrected by each token.
 
     Query and key have Nk heads of size Hk, value and output gate Nv heads of size Hv; query, key and value go through a
-    causal convolution over `kernel` tokens.
+    causal convolution over `kernel` tokens. The output gate, β and the decay have layers of their own where they are
+    `apart` (Qwen 3.5).
     """
 
+    #: Where the ops of the others are known, these of `apart` are not.
     without_ops = None
     kind: Literal["gated_delta_net"] = "gated_delta_net"
     n_key_heads: Size
@@ -24,6 +26,7 @@ class GatedDeltaNet(Weighted):
     d_value: Size
     kernel: Size
     norm_eps: float = 1e-6
+    apart: bool = False
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """Layers to query, key, value and gate, to β and decay; the convolution, decays, norm and output layer."""
@@ -35,9 +38,10 @@ class GatedDeltaNet(Weighted):
         wide = (key, key, value)
         tail = ((Dim("1", 1),), (Dim("kernel", self.kernel),))
         yield Weight("conv1d.weight", "matmul", tuple(Slice("linear_attn", (rows, *tail)) for rows in wide))
-        projected = [("linear_attn", rows) for rows in (*wide, value)]
-        yield from linear("in_proj_qkvz", projected, width, bias=False)
-        yield from linear("in_proj_ba", [("linear_attn", (heads,)), ("linear_attn", (heads,))], width, bias=False)
+        together = {"in_proj_qkvz": (*wide, value), "in_proj_ba": ((heads,), (heads,))}
+        apart = {"in_proj_qkv": wide, "in_proj_z": (value,), "in_proj_b": ((heads,),), "in_proj_a": ((heads,),)}
+        for name, outputs in (apart if self.apart else together).items():
+            yield from linear(name, [("linear_attn", rows) for rows in outputs], width, bias=False)
         yield Weight("norm.weight", "norm", (Slice("linear_attn", ((value[1],),)),))
         yield from linear("out_proj", [("linear_attn", width)], value, bias=False)
 

@@ -31,6 +31,14 @@ SPARSE: Options = {
     "decoder_sparse_step": st.integers(1, 3),
 }
 SHARED: Options = {"shared_expert_intermediate_size": SMALL}
+LINEAR: Options = {
+    "linear_num_key_heads": st.sampled_from([1, 2]),
+    "linear_num_value_heads": st.sampled_from([2, 4]),
+    "linear_key_head_dim": SMALL,
+    "linear_value_head_dim": SMALL,
+    "linear_conv_kernel_dim": SMALL,
+    "full_attention_interval": st.integers(1, 5),
+}
 ROUTED: Options = {
     "moe_intermediate_size": SMALL,
     "n_shared_experts": st.integers(1, 3),
@@ -53,18 +61,9 @@ OPTIONS: dict[str, Options] = {
     "qwen3": HEAD | BIAS | QWEN,
     "qwen2_moe": QWEN | SPARSE | SHARED | {"qkv_bias": FLAG},
     "qwen3_moe": HEAD | BIAS | SPARSE,
-    "qwen3_next": WIDE
-    | BIAS
-    | SPARSE
-    | SHARED
-    | {
-        "linear_num_key_heads": st.sampled_from([1, 2]),
-        "linear_num_value_heads": st.sampled_from([2, 4]),
-        "linear_key_head_dim": SMALL,
-        "linear_value_head_dim": SMALL,
-        "linear_conv_kernel_dim": SMALL,
-        "full_attention_interval": st.integers(1, 5),
-    },
+    "qwen3_next": WIDE | BIAS | SPARSE | SHARED | LINEAR,
+    "qwen3_5_text": WIDE | BIAS | LINEAR,
+    "qwen3_5_moe_text": WIDE | BIAS | SHARED | LINEAR | {"moe_intermediate_size": SMALL},
     "gemma": HEAD | BIAS,
     "gemma2": HEAD | BIAS | {"sliding_window": SMALL} | {"attn_logit_softcapping": st.none() | st.just(9.0)},
     "gemma3_text": HEAD | BIAS | {"sliding_window": SMALL, "sliding_window_pattern": st.integers(1, 7)},
@@ -170,7 +169,7 @@ OPTIONS: dict[str, Options] = {
 }
 #: Fields that no class takes a default for that fits the others.
 EXPERTS = {
-    **dict.fromkeys(("qwen2_moe", "qwen3_next", "olmoe", "flex_olmo"), "num_experts"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "qwen3_5_moe_text", "olmoe", "flex_olmo"), "num_experts"),
     **dict.fromkeys(("qwen3_moe", "gpt_oss", "llama4_text"), "num_local_experts"),
     **dict.fromkeys(("phimoe", "granitemoe", "granitemoeshared"), "num_local_experts"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"), "n_routed_experts"),
