@@ -344,14 +344,27 @@ def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:
     asked = base.family.translate(overrides, base.name)
     family = base.family.override(asked, base.name)
     was, now = base.family.resolved(), family.resolved()
+    for key in asked:
+        if (given := getattr(family, key, None)) is not None and key in now and given != now[key]:
+            raise InvalidValueError(
+                f"{base.name}: {key}: read {shown(given)}; allowed: {shown(now[key])}, which other fields give here"
+            )
     different = {key: now[key] for key in now if key in asked or was[key] != now[key]}
-    said = {*asked, *(BIASES if "bias" in asked else ())}
+    named = (*asked, *(BIASES if "bias" in asked and was["bias"] == now["bias"] else ()))
+    changed = {key: Change(was[key], now[key]) for key in named if was[key] != now[key]}
+    spec = family.spec()
+    unused = f"{', '.join(changed)}: changed, but no part of this model reads it"
     return base._replace(
         family=family,
-        spec=family.spec(),
+        spec=spec,
         huggingface=_with_fields(base.huggingface, family, different),
-        changed={key: Change(was[key], now[key]) for key in asked if was[key] != now[key]},
-        followed={key: Change(was[key], now[key]) for key in different if key not in said},
+        changed=changed,
+        followed={
+            key: Change(was[key], now[key])
+            for key in different
+            if key not in (*named, *(BIASES if "bias" in asked else ()))
+        },
+        notes=(*base.notes, unused) if changed and spec == base.spec else base.notes,
     )
 
 

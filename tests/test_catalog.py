@@ -207,3 +207,43 @@ def test_the_api_gives_frozen_results_in_every_form() -> None:
         count.depth = 2  # type: ignore[misc]
     with pytest.raises(GptcalcError, match="nearest: gpt2"):
         gptcalc.count("gtp2")
+
+
+def test_no_bias_says_which_biases_went() -> None:
+    """Where a model says no of `bias` and yes of some of its biases, these are what `bias` changes."""
+    model = resolve("gpt-oss-20b", {"bias": False})
+
+    assert {key: tuple(change) for key, change in model.changed.items()} == dict.fromkeys(
+        ("qkv_bias", "out_bias", "mlp_bias"), (True, False)
+    )
+    assert not any("bias" in line.key for line in gptcalc.count("gpt-oss-20b", bias=False).lines)
+
+
+@pytest.mark.parametrize("change", [{"d_head": 32}, {"n_kv_heads": 8}], ids=str)
+def test_a_change_that_other_fields_overrule_is_refused(change: dict[str, object]) -> None:
+    """Latent attention makes its heads from other sizes: a head size of its own would be dropped silently."""
+    with pytest.raises(GptcalcError, match=f"{next(iter(change))}: read .*; allowed: .*, which other fields give here"):
+        resolve("deepseek-v3", change)
+
+
+def test_a_change_that_no_part_reads_is_said() -> None:
+    """Qwen3's mixtures have no dense layer, whose width `d_ff` is."""
+    assert resolve("qwen3-30b-a3b", {"d_ff": 100}).notes[-1] == "d_ff: changed, but no part of this model reads it"
+    assert resolve("qwen3-30b-a3b", {"d_ff": 100, "mlp_only_layers": [0]}).notes == ()
+    assert resolve("gpt2", {"d_ff": 100}).notes == ()
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-30b-a3b", "dbrx", "llama-4-scout"])
+def test_biases_that_experts_cannot_have_are_refused(name: str) -> None:
+    """`--bias` speaks of all biases; experts without them cannot follow."""
+    with pytest.raises(GptcalcError, match="mlp_bias: read True; allowed: false"):
+        resolve(name, {"bias": True})
+    assert stored(name, bias=True, mlp_bias=False) > stored(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma-3-1b", "gemma-3-27b", "gpt-oss-20b"])
+def test_the_width_that_a_model_has_changes_nothing(name: str) -> None:
+    """Where heads do not fill the width, the same width again leaves them alone."""
+    model = resolve(name, {})
+
+    assert resolve(name, {"d_model": model.family.d_model}).spec == model.spec

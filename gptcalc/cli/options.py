@@ -39,10 +39,13 @@ def complete_preset(incomplete: str) -> list[str]:
 
 
 def parse_value(text: str) -> object:
-    """`text` as a whole number, a fraction, true, false, null or a string."""
+    """`text` as a whole number, a fraction, true, false, null, a list of such, or a string."""
     words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
+    if text.startswith("[") and text.endswith("]"):
+        items = text[1:-1].split(",") if text[1:-1].strip() else []
+        return [parse_value(item.strip().strip("'\"")) for item in items]
     if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
         return int(text)
     if re.fullmatch(r"[+-]?([0-9]{1,300}\.?[0-9]{0,300}|\.[0-9]{1,300})(e[+-]?[0-9]{1,2})?", text, re.IGNORECASE):

@@ -268,6 +268,8 @@ class Family(Record):
         given = dict(changes)
         if "bias" in given:
             given = dict.fromkeys(BIASES) | given
+        if given.get("d_model") == self.d_model:
+            del given["d_model"]
         changed = self.load(self.model_dump() | given, where)
         follows: dict[str, object] = {}
         n_heads, n_kv_heads, d_head = self.heads

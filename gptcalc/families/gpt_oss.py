@@ -41,6 +41,7 @@ class GPTOSS(Mixture, Windowed, Llama):
         "rope_scaling": "yarn",
         "qkv_bias": True,
         "out_bias": True,
+        "mlp_bias": True,
         "sliding_window": 128,
         "n_experts": 128,
         "n_active": 4,
@@ -58,7 +59,7 @@ class GPTOSS(Mixture, Windowed, Llama):
         return super().attention(name, layer, sinks=True, **published)
 
     def mixture(self, **published: object) -> MixtureMLP:
-        """Experts with biases, weighted by a softmax over the chosen."""
-        biases = {"router_bias": True, "experts_bias": True}
+        """Experts and router, with biases where `mlp_bias` says so, weighted by a softmax over the chosen."""
+        biases = dict.fromkeys(("router_bias", "experts_bias"), self.has_bias("mlp_bias"))
         own = {"order": "in_out", "scores": "softmax_after", "clamped": self.clamped}
         return super().mixture(**biases, **own, **published)

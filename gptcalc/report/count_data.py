@@ -1,6 +1,7 @@
 """`gptcalc count` as plain data: what JSON and csv print, at every depth."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
@@ -21,6 +22,8 @@ MOST_TENSORS = 200_000
 
 #: Of more stretches of equal layers, a label names the first ones and the last.
 MOST_SPANS = 4
+#: Of a list with an entry for each layer, the runs of equal ones that a heading shows.
+LISTED = 6
 
 NOT_COUNTED = (
     "Not in these numbers: buffers (causal masks, rotary tables), gradients (one for each parameter), AdamW's states"
@@ -267,8 +270,9 @@ def heading_notes(model: Resolved) -> Iterator[str]:
         if changes:
             texts = (f"{key} {_plain(change.was)} → {_plain(change.now)}" for key, change in changes.items())
             yield f"{word}: {', '.join(texts)}"
-    if model.defaults:
-        yield f"defaults used: {', '.join(f'{key} {_plain(value)}' for key, value in model.defaults.items())}"
+    defaults = [f"{key} {_plain(value)}" for key, value in model.defaults.items() if value is not None]
+    if defaults:
+        yield f"defaults used: {', '.join(defaults)}"
 
 
 def estimate(preset: Preset) -> str:
@@ -280,4 +284,11 @@ def estimate(preset: Preset) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        runs = [(_plain(item), len(list(run))) for item, run in groupby(value)]
+        words = [f"{count}× {text}" if count > 1 else text for text, count in runs]
+        rest = f", … {format_count(len(value))} in all" if len(words) > LISTED else ""
+        return f"[{', '.join(words[:LISTED])}{rest}]"
     return format_count(value) if isinstance(value, int) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,3 +233,13 @@ def test_without_transformers_the_family_mapping_is_said_to_be_unchecked(monkeyp
 
     assert done.agrees
     assert "family mapping not checked" in render_markdown(check_document([done]))
+
+
+def test_a_list_is_set_in_brackets_and_shown_by_its_runs() -> None:
+    """`--set KEY=[…]` is a list; a heading says equal neighbours once, and `none` of defaults not at all."""
+    listed = gptcalc("count", "qwen3-30b-a3b", "--set", "mlp_only_layers=[0, 1]")
+    shorter = gptcalc("count", "gpt-oss-20b", "--n-layers", "3")
+
+    assert re.search(r"^changed: dense_layers .* → \[0, 1\]$", listed.stdout, re.MULTILINE)
+    assert max(map(len, shorter.stdout.splitlines()[:5])) < 260
+    assert "[sliding_attention, full_attention, sliding_attention]" in shorter.stdout
