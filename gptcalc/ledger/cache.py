@@ -17,18 +17,26 @@ DTYPES = ("bf16", "fp16", "fp32", "fp8", "int8")
 
 
 class CacheLine(NamedTuple):
-    """All layers of one kind; formulas are of numbers, in a sequence, over these layers."""
+    """All layers of one kind; formulas are of numbers, in a sequence, over these layers.
+
+    Those `in_fp32` are kept so, whatever the dtype of the cache.
+    """
 
     kind: str
     n_layers: int
     window: int | None
     per_token: Formula
     per_sequence: Formula
+    in_fp32: Formula
 
     def bytes_at(self, seq: int, dtype: str) -> int:
         """What `seq` tokens of one sequence take."""
         tokens = seq if self.window is None else min(seq, self.window)
-        return bytes_of(self.per_token.value * tokens + self.per_sequence.value, dtype)
+        return bytes_of(self.per_token.value * tokens, dtype) + self.bytes_of_state(dtype)
+
+    def bytes_of_state(self, dtype: str) -> int:
+        """What a sequence takes however long it is."""
+        return bytes_of(self.per_sequence.value, dtype) + bytes_of(self.in_fp32.value, "fp32")
 
 
 class Cache(NamedTuple):
@@ -61,7 +69,12 @@ def cache(spec: Spec, seq: object = None, dtype: str | None = None, spelled: Cal
     for group in spec.layers:
         layers[remembered(spec, group.block)] += group.n_layers
     lines = tuple(
-        CacheLine(kept.kind, count, kept.window, _over(count, kept.per_token), _over(count, kept.per_sequence))
+        CacheLine(
+            kept.kind,
+            count,
+            kept.window,
+            *(_over(count, numbers) for numbers in (kept.per_token, kept.per_sequence, kept.in_fp32)),
+        )
         for kept, count in layers.items()
     )
     return Cache(lines, tokens, kept_in)

@@ -15,6 +15,7 @@ from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
+from gptcalc.parts.delta import GatedDeltaNet
 from gptcalc.parts.latent import LatentAttention
 from gptcalc.parts.mlp import MixtureMLP
 from gptcalc.plan import Plan
@@ -142,6 +143,10 @@ def record(  # noqa: PLR0913  what a run depends on
     return training(spec, plan, backends, update, kernels, n_steps=n_steps, worst=worst)
 
 
+#: Linear attention is plain products: there is no kernel to choose.
+LINEAR = Choice("linear", "linear attention has no kernel of its own")
+
+
 def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice, ...]:
     """The attention kernel of each group of layers."""
     if spec.unknown_ops:
@@ -150,6 +155,9 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
     found = []
     for group in spec.layers:
         part = group.block.attention if isinstance(group.block, Block) else None
+        if isinstance(part, GatedDeltaNet):
+            found.append(LINEAR)
+            continue
         if isinstance(part, LatentAttention):
             sizes = (part.n_heads, part.n_heads, part.d_nope + part.d_rope, part.d_value)
         elif isinstance(part, MultiHeadAttention):
@@ -160,6 +168,12 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
         heads = Heads(plan.batch, plan.seq, *sizes, dropout, plan.precision, training)
         found.append(choose_attention(plan.attention, heads, chip, torch))
     return tuple(found)
+
+
+def kernel_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice, ...]:
+    """The attention kernels of a model, each once; of one whose attention is all linear, that there are none."""
+    choices = tuple(dict.fromkeys(attention_choices(spec, plan, training=training)))
+    return tuple(choice for choice in choices if choice is not LINEAR) or choices
 
 
 def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
@@ -175,7 +189,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
     )
     peak = folded.peak(last)
     alive = Alive(spec, recording, peak.place, keeps=name == "training")
-    choices = tuple(dict.fromkeys(attention_choices(spec, plan, training=name == "training")))
+    choices = kernel_choices(spec, plan, training=name == "training")
     totals = Figures(*(max(figures) for figures in zip(*(phase.figures for phase in phases), strict=True)))
     return Mode(
         name=name,

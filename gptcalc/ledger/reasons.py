@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gptcalc.parts.block import Block
+from gptcalc.parts.delta import GatedDeltaNet
 from gptcalc.parts.norm import RMSNorm
 from gptcalc.spec import Spec
 from gptcalc.tape.record import Slot
@@ -78,6 +79,6 @@ def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
 
 
 def has_rms_norm(spec: Spec) -> bool:
-    """Whether any norm of the model, in its blocks or after them, is an RMSNorm."""
+    """Whether any norm of the model, in its blocks or after them, is an RMSNorm; linear attention has three."""
     parts = [part for group in spec.layers if isinstance(group.block, Block) for part in group.block.parts]
-    return any(isinstance(part, RMSNorm) for part in (spec.final_norm, spec.embedding_norm, *parts))
+    return any(isinstance(part, RMSNorm | GatedDeltaNet) for part in (spec.final_norm, spec.embedding_norm, *parts))

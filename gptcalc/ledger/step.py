@@ -21,6 +21,7 @@ from gptcalc.ledger.cache import remembered
 from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
+from gptcalc.parts.delta import GatedDeltaNet
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
 from gptcalc.parts.latent import LatentAttention
 from gptcalc.parts.loss import cross_entropy
@@ -166,12 +167,13 @@ def _cache(spec: Spec, block: Part, plan: Plan) -> tuple[str, tuple[Tensor, ...]
     """The attention's name, and what its layer has room for: T tokens of B sequences."""
     batch, seq = Dim("B", plan.batch), Dim("T", plan.seq)
     part = block.attention if isinstance(block, Block) else block
-    if isinstance(part, MultiHeadAttention | LatentAttention):
+    if isinstance(part, MultiHeadAttention | LatentAttention | GatedDeltaNet):
         return part.name, part.cache(batch, seq, plan.kv_dtype)
     kept = remembered(spec, block)
     seen = seq if kept.window is None else Dim("W", min(seq.size, kept.window))
     dims = [*((batch, seen, *product) for product in kept.per_token), *((batch, *p) for p in kept.per_sequence)]
-    return part.name, tuple(Tensor(f"cache {n}", own, plan.kv_dtype) for n, own in enumerate(dims, 1))
+    states = [Tensor(f"state {n}", (batch, *product), "fp32") for n, product in enumerate(kept.in_fp32, 1)]
+    return part.name, (*(Tensor(f"cache {n}", own, plan.kv_dtype) for n, own in enumerate(dims, 1)), *states)
 
 
 # --- Build -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from gptcalc.modules.attention import MultiHeadAttention
 from gptcalc.modules.block import Block
 from gptcalc.modules.checks import InputRangeError, InputValueError
 from gptcalc.modules.decoder import Decoder, DecoderOutput, Trunk, Unembedding, build
+from gptcalc.modules.delta import GatedDeltaNet
 from gptcalc.modules.embedding import GPTEmbedding, GPTEmbeddingConfig, TokenEmbedding
 from gptcalc.modules.itemised import Itemised, register
 from gptcalc.modules.latent import LatentAttention
@@ -27,6 +28,7 @@ __all__ = [
     "Experts",
     "GPTEmbedding",
     "GPTEmbeddingConfig",
+    "GatedDeltaNet",
     "GatedMLP",
     "InputRangeError",
     "InputValueError",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptcalc.errors import UnknownNameError
 from gptcalc.modules.itemised import Dims, Itemised, make, register
-from gptcalc.modules.passing import LayerCache, Pass
+from gptcalc.modules.passing import Kept, Pass
 
 
 class Half(NamedTuple):
@@ -56,7 +56,7 @@ class Block(Itemised):
                 if one is not None:
                     self.attach(str(one["name"]), make(one, dims))
 
-    def forward(self, x: Tensor, shared: Pass | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, shared: Pass | None = None, cache: Kept | None = None) -> Tensor:
         """(B, T, D) to (B, T, D); `shared` and `cache` go to the attention."""
         attention, mlp = self.halves
         if self.order == "parallel":
@@ -84,10 +84,10 @@ class Block(Itemised):
         y = self._normalised(half.post_norm, y)
         return y if self.residual_multiplier == 1.0 else y * self.residual_multiplier
 
-    def make_cache(self, batch: int, seq: int, dtype: torch.dtype) -> LayerCache:
+    def make_cache(self, batch: int, seq: int, dtype: torch.dtype) -> Kept:
         """Room for what its attention remembers."""
         attention: Any = self.child(self.halves[0].part)
-        cache: LayerCache = attention.make_cache(batch, seq, dtype)
+        cache: Kept = attention.make_cache(batch, seq, dtype)
         return cache
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -12,11 +12,31 @@ from gptcalc.modules.checks import InputValueError
 Made = TypeVar("Made")
 
 
+class Room(NamedTuple):
+    """How many sequences fit in, and of how many tokens at most; None is any number."""
+
+    sequences: int
+    tokens: int | None
+
+
+class Kept(Protocol):
+    """What a layer keeps from pass to pass: whatever its attention makes, reads and writes."""
+
+    @property
+    def room(self) -> Room:
+        """What fits in."""
+
+
 class LayerCache(NamedTuple):
     """One layer's keys and values, (B, K, T, H) each, in a dtype of their own; the first `start` tokens are known."""
 
     key: Tensor
     value: Tensor
+
+    @property
+    def room(self) -> Room:
+        """What fits in."""
+        return Room(self.key.shape[0], self.key.shape[2])
 
     def write(self, key: Tensor, value: Tensor, start: int) -> None:
         """Copy the new tokens' keys and values (B, K, T, H) to where they belong."""
@@ -32,15 +52,15 @@ class LayerCache(NamedTuple):
 class KVCache(NamedTuple):
     """Room for B sequences of T tokens in every layer, allocated as a whole before it is used."""
 
-    layers: tuple[LayerCache, ...]
+    layers: tuple[Kept, ...]
 
     def check(self, batch: int, end: int) -> None:
         """Whether there is room for tokens up to `end` of `batch` sequences."""
-        sequences, _, tokens, _ = self.layers[0].key.shape
-        if batch != sequences or end > tokens:
-            raise InputValueError(
-                f"cache: read {batch} sequences up to token {end}; allowed: {sequences} of up to {tokens} tokens"
-            )
+        for layer in self.layers:
+            sequences, tokens = layer.room
+            if batch != sequences or (tokens is not None and end > tokens):
+                of = "" if tokens is None else f" of up to {tokens} tokens"
+                raise InputValueError(f"cache: read {batch} sequences up to token {end}; allowed: {sequences}{of}")
 
 
 class Pass:

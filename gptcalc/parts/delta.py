@@ -1,12 +1,15 @@
 """Linear attention: a state of fixed size stands for all tokens before."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from gptcalc.formula import Dim
+from gptcalc.formula import Dim, Product
 from gptcalc.inventory import Slice, Weight, Weighted, linear
 from gptcalc.parts.remembered import Remembered
 from gptcalc.spec import Size, Spec
+
+if TYPE_CHECKING:
+    from gptcalc.tape import Op, Setting, Tensor
 
 
 class GatedDeltaNet(Weighted):
@@ -17,8 +20,7 @@ class GatedDeltaNet(Weighted):
     `apart` (Qwen 3.5).
     """
 
-    #: Where the ops of the others are known, these of `apart` are not.
-    without_ops = None
+    without_ops = ("apart",)
     kind: Literal["gated_delta_net"] = "gated_delta_net"
     n_key_heads: Size
     n_value_heads: Size
@@ -50,4 +52,26 @@ class GatedDeltaNet(Weighted):
         heads, key, value = Dim("Nv", self.n_value_heads), Dim("Hk", self.d_key), Dim("Hv", self.d_value)
         shared, kernel = Dim("Nk", self.n_key_heads), Dim("kernel", self.kernel)
         convolved = ((shared, key, kernel), (shared, key, kernel), (heads, value, kernel))
-        return Remembered("none", (), ((heads, key, value), *convolved))
+        return Remembered("none", (), convolved, in_fp32=((heads, key, value),))
+
+    def _kept(self) -> tuple[Product, Product]:
+        """The axes of a sequence's states, and of what is convolved."""
+        heads, key, value = Dim("Nv", self.n_value_heads), Dim("Hk", self.d_key), Dim("Hv", self.d_value)
+        width = 2 * self.n_key_heads * self.d_key + self.n_value_heads * self.d_value
+        return (heads, key, value), (Dim("(2·Nk·Hk+Nv·Hv)", width), Dim("kernel", self.kernel))
+
+    def cache(self, batch: Dim, seq: Dim, dtype: str) -> "tuple[Tensor, Tensor]":  # noqa: ARG002  of any length
+        """Room for the states of B sequences, in fp32 whatever the dtype, and for what is convolved."""
+        from gptcalc import tape
+
+        states, features = self._kept()
+        return (
+            tape.Tensor("states", (batch, *states), "fp32"),
+            tape.Tensor("inputs of the convolution", (batch, *features), dtype),
+        )
+
+    def ops(self, setting: "Setting", x: "Tensor") -> "tuple[Op, ...]":
+        """(B, T, D) to the same: projections, a convolution, the rule in chunks or for one token, a gated norm."""
+        from gptcalc.parts import delta_rule
+
+        return delta_rule.delta_net(self, setting, x)

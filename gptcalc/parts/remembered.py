@@ -8,13 +8,15 @@ from gptcalc.formula import Product
 class Remembered(NamedTuple):
     """`per_token` numbers for each token of a sequence, of the last `window` tokens at most; `per_sequence` once.
 
-    `kind` is `full`, `sliding`, `chunked`, `latent`, or `none`, where a state of fixed size stands for all tokens.
+    Once too a sequence has what is `in_fp32`, whatever the dtype of the cache. `kind` is `full`, `sliding`, `chunked`,
+    `latent`, or `none`, where a state of fixed size stands for all tokens.
     """
 
     kind: str
     per_token: tuple[Product, ...] = ()
     per_sequence: tuple[Product, ...] = ()
     window: int | None = None
+    in_fp32: tuple[Product, ...] = ()
 
 
 @runtime_checkable

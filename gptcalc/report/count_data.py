@@ -150,7 +150,7 @@ def cache_json(kept: Cache) -> CacheJSON:
                 "layers": line.n_layers,
                 "window": line.window,
                 "bytes_per_token": bytes_of(line.per_token.value, kept.dtype),
-                "bytes_per_sequence": bytes_of(line.per_sequence.value, kept.dtype),
+                "bytes_per_sequence": line.bytes_of_state(kept.dtype),
                 "bytes_at_seq": line.bytes_at(kept.seq, kept.dtype),
                 "formula": line.per_token.times(bytes_of(1, kept.dtype)).letters,
             }

@@ -136,7 +136,7 @@ def _add_backward(op: Op, dys: Incoming) -> Found:
     if not others:
         return Found((), {x: dy})
     (other,) = others
-    if other.dims == x.dims:
+    if [dim.size for dim in other.dims] == [dim.size for dim in x.dims]:
         return Found((), {x: dy, other: dy})
     return Found((whole("aten::sum", (dy,), gradient(other)),), {x: dy, other: gradient(other)})
 
@@ -372,6 +372,69 @@ def _bmm_backward(op: Op, dys: Incoming) -> Found:
     return Found(rows, {other: gradient(other), x: gradient(x)})
 
 
+def _exp_backward(op: Op, dys: Incoming) -> Found:
+    x = op.reads[0].tensor
+    return Found((whole("aten::mul", (dys[op.output], op.output), gradient(x)),), {x: gradient(x)})
+
+
+def _subtract_backward(op: Op, dys: Incoming) -> Found:
+    """The gradient as it is, and negated; each is then summed over what was spread."""
+    (x, other), dy = _inputs(op), dys[op.output]
+    wide = _unfitted(op, other)
+    rows = [whole("aten::neg", (dy,), wide)]
+    grads = {x: dy, other: gradient(other)}
+    if product_size(x.dims) != product_size(op.output.dims):
+        rows.append(whole("aten::sum", (dy,), gradient(x)))
+        grads[x] = gradient(x)
+    return Found((*rows, *_fit(wide, other)), grads)
+
+
+def _masked_backward(op: Op, dys: Incoming) -> Found:
+    """Zeros where the mask says so."""
+    x, mask = _inputs(op)
+    return Found((whole("aten::masked_fill", (dys[op.output], mask), gradient(x)),), {x: gradient(x)})
+
+
+def _cumsum_backward(op: Op, dys: Incoming) -> Found:
+    """The sums from the other end: turned round, summed up, turned round."""
+    x, dy = op.reads[0].tensor, dys[op.output]
+    back, sums = made(op.output, f"{dy.label}, from the end"), made(op.output, f"{dy.label}, summed up")
+    rows = (
+        whole("aten::flip", (dy,), back),
+        whole("aten::cumsum", (back,), sums),
+        whole("aten::flip", (sums,), gradient(x))._replace(drops=(back, sums)),
+    )
+    return Found(rows, {x: gradient(x)})
+
+
+def _convolution_backward(op: Op, dys: Incoming) -> Found:
+    """Both gradients by one op."""
+    x, weight = _inputs(op)
+    row = whole("aten::convolution_backward", (dys[op.output], x, weight), gradient(x), gradient(weight))
+    return Found((row,), {x: gradient(x), weight: gradient(weight)})
+
+
+def _scan_backward(op: Op, dys: Incoming) -> Found:
+    """Room for every gradient, for that of the state, and for what it is multiplied by."""
+    steps, dy, states = _inputs(op), dys[op.output], op.saves[-1]
+    state = Tensor("gradient of the state", states.dims[1:], states.dtype)
+    product = state._replace(label="state times its gradient")
+    rows = [whole("aten::bmm", (dy, *op.saves), gradient(step)) for step in steps]
+    last = whole("aten::mul", (states,), product)._replace(drops=(state, product))
+    return Found((*rows, whole("aten::zeros_like", (), state), last), {step: gradient(step) for step in steps})
+
+
+def _inverse_backward(op: Op, dys: Incoming) -> Found:
+    """Inverse · dx · inverse, all turned, less what is not below the diagonal."""
+    (x, _), dy = _inputs(op), dys[op.output]
+    half = made(x, f"{dy.label}, half way")
+    rows = (
+        whole("aten::bmm", (op.output, dy), half),
+        whole("aten::bmm", (half, op.output), gradient(x))._replace(drops=(half,)),
+    )
+    return Found(rows, {x: gradient(x)})
+
+
 _RULES: dict[str, Rule] = {
     "aten::embedding": _embedding_backward,
     "aten::add": _add_backward,
@@ -417,6 +480,15 @@ _RULES: dict[str, Rule] = {
     "aten::repeat_interleave": _repeat_backward,
     "aten::bmm": _bmm_backward,
     "aten::add_": _add_backward,
+    "aten::softplus": _elementwise_backward,
+    "aten::exp": _exp_backward,
+    "aten::sub": _subtract_backward,
+    "aten::masked_fill": _masked_backward,
+    "aten::cumsum": _cumsum_backward,
+    "aten::convolution": _convolution_backward,
+    "aten::permute": _spread_backward,
+    "delta scan": _scan_backward,
+    "inverse": _inverse_backward,
     "aten::_safe_softmax": _kept_output_backward,
     "aten::_scaled_dot_product_flash_attention": _attention_backward,
     "aten::_scaled_dot_product_cudnn_attention": _attention_backward,

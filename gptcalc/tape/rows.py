@@ -300,11 +300,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, trans
 
 
 #: What each activation keeps: its input, or its output.
-_KEEPS_OUTPUT = ("relu", "sigmoid", "tanh")
+_KEEPS_OUTPUT = ("relu", "sigmoid", "tanh", "exp")
 
 
 def activation(name: str, x: Tensor, label: str) -> Op:
-    """One elementwise kernel: `gelu` (erf or tanh), `silu`, `relu`."""
+    """One elementwise kernel: `gelu` (erf or tanh), `silu`, `relu`, `sigmoid`, `softplus`, `exp`."""
     op = whole(f"aten::{name}", (x,), made(x, label))
     return op._replace(saves=(op.output,) if name in _KEEPS_OUTPUT else (x,))
 
@@ -492,3 +492,46 @@ def safe_softmax(x: Tensor, shares: Tensor, none: Tensor, zero: Tensor, label: s
     """The `shares`, but `zero` where of a row of x there is `none`; the output alone is kept."""
     op = whole("aten::_safe_softmax", (x, none, zero, shares), made(x, label))
     return op._replace(saves=(op.output,))
+
+
+# --- Linear attention ------------------------------------------------------------------------------------------------
+
+
+def subtract(x: Tensor, other: Tensor, out: Tensor) -> Op:
+    """The difference, in the shape of `out`, to which both are spread."""
+    return whole("aten::sub", (x, other), out)
+
+
+def cumsum(x: Tensor, label: str) -> Op:
+    """The sum up to each place of an axis."""
+    return whole("aten::cumsum", (x,), made(x, label))
+
+
+def conv1d(x: Tensor, weight: Tensor, out: Tensor) -> Op:
+    """A filter of each feature of x (B, features, T); x and the filters are kept."""
+    return whole("aten::convolution", (x, weight), out)._replace(saves=(x, weight))
+
+
+def product(x: Tensor, other: Tensor, out: Tensor) -> Op:
+    """A product of matrices as they lie; both are kept."""
+    return whole("aten::bmm", (x, other), out)._replace(saves=(x, other))
+
+
+def turned(x: Tensor, label: str, *dims: Dim) -> Op:
+    """X with its axes in another order: a view, and so is its gradient."""
+    return whole("aten::permute", (x,), Tensor(label, dims, x.dtype, base=x))
+
+
+def inverse(x: Tensor, found: Tensor, label: str) -> Op:
+    """What was `found` to be the inverse of 1 − x, seen as what is made of x; that alone is kept."""
+    op = whole("inverse", (x, found), Tensor(label, x.dims, x.dtype, base=found))
+    return op._replace(saves=(op.output,))
+
+
+def scan(steps: tuple[Tensor, ...], found: Tensor, beside: tuple[Tensor, ...], label: str) -> Op:
+    """What was `found` by going from chunk to chunk, seen as what is made of the steps.
+
+    All of these but the first are kept, and what was made `beside`: corrected values, and states.
+    """
+    op = whole("delta scan", steps, Tensor(label, found.dims, found.dtype, base=found))
+    return op._replace(saves=(*steps[1:], *beside))

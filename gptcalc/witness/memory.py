@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.ledger.evidence import Evidence, Finding
-from gptcalc.ledger.memory import PHASES, ModeName, attention_choices, record
+from gptcalc.ledger.memory import LINEAR, PHASES, ModeName, kernel_choices, record
 from gptcalc.plan import Plan
 from gptcalc.tape.replay import Recording, replay
 from gptcalc.units import format_count
@@ -93,8 +93,8 @@ def _differences(mode: ModeName, expected: dict[str, Figures], found: dict[str, 
 
 def _settled(model: Resolved, plan: Plan, mode: ModeName) -> Plan:
     """The plan with the attention kernel that torch would pick: on meta there is none to pick."""
-    choices = attention_choices(model.spec, plan, training=mode == "training")
-    return plan.model_copy(update={"attention": choices[0].backend})
+    choice = kernel_choices(model.spec, plan, training=mode == "training")[0]
+    return plan.model_copy(update={"attention": "eager" if choice is LINEAR else choice.backend})
 
 
 def _words(plan: Plan) -> str:
