@@ -165,7 +165,16 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
         else:
             raise InvalidValueError(f"memory: read a block of kind {group.block.kind!r}, whose ops are not known")
         dropout = part.dropout if training else 0.0
-        heads = Heads(plan.batch, plan.seq, *sizes, dropout, plan.precision, training)
+        heads = Heads(
+            plan.batch,
+            plan.seq,
+            *sizes,
+            dropout,
+            plan.precision,
+            training,
+            masked=part.scores.masks(plan.seq),
+            written_out=part.scores.written_out,
+        )
         found.append(choose_attention(plan.attention, heads, chip, torch))
     return tuple(found)
 

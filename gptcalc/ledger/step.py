@@ -238,6 +238,7 @@ def _trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequenc
     between = [part for part in (spec.embedding_projection, spec.embedding_norm) if part is not None]
     rows = input_stage(inside, spec.embedding, positions, between=between, training=at.training).ops
     found = [Stretch("input", None, rows, rows[-1].output)]
+    inside = inside._replace(shared={})
     for group, layers, kernel in zip(among, spec.layers, attention, strict=True):
         for layer in range(group.first, group.first + group.recorded):
             block = inside.within(f"{spec.layers_name}.{{}}")._replace(first=not layer, attention=kernel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +18,11 @@ from gptcalc.modules.passing import KVCache, Pass
 from gptcalc.spec import Spec
 
 
-def build(spec: Spec, *, attention: str = "auto") -> Decoder:
+def build(spec: Spec, *, attention: str | Sequence[str] = "auto") -> Decoder:
     """The decoder of `spec` on the default device; under `torch.device("meta")` it has shapes and no values.
 
     Names and shapes are those of the transformers class, so that its state dict loads strictly. `attention` is the
-    backend that every layer uses (see `ops.attention`).
+    backend that every layer uses (see `ops.attention`), or those of the groups of layers, one for each.
     """
     return Decoder(spec, attention=attention)
 
@@ -108,13 +108,16 @@ class Unembedding(Itemised):
 class Trunk(GPTEmbedding):
     """The input stage, the layers and the final norm, in one container as published checkpoints have them."""
 
-    def __init__(self, spec: Spec, attention: str = "auto") -> None:
+    def __init__(self, spec: Spec, attention: str | Sequence[str] = "auto") -> None:
         """Build every layer of every group."""
         positions = "" if spec.positions is None else spec.positions.name
         super().__init__(_input_config(spec), names=(spec.embedding.name, positions), beside=_beside(spec))
         dims = Dims.of(spec)
-        ops.check_backend(attention)
-        self.attention = attention
+        backends = [attention] * len(spec.layers) if isinstance(attention, str) else list(attention)
+        for backend in backends:
+            ops.check_backend(backend)
+        pairs = zip(spec.layers, backends, strict=True)
+        self.attention = [backend for group, backend in pairs for _ in range(group.n_layers)]
         self.layers_name = spec.layers_name
         groups = [(group.n_layers, group.block.model_dump()) for group in spec.layers]
         blocks = [make(block, dims) for n_layers, block in groups for _ in range(n_layers)]
@@ -145,8 +148,9 @@ class Trunk(GPTEmbedding):
         """Token IDs (B, T) to the vectors (B, T, D) that the unembedding reads."""
         x = super().forward(input_ids, use_layer_norm, start=start)
         _check_cache(x, cache, start)
-        shared = Pass(start, self.attention)
+        shared = Pass(start)
         for layer, block in enumerate(self.blocks):
+            shared.attention = self.attention[layer]
             x = block(x, shared, None if cache is None else cache.layers[layer])
         for name in self._last:
             x = self.child(name)(x)
@@ -190,7 +194,7 @@ def _beside(spec: Spec) -> Beside:
 class Decoder(Itemised):
     """Token IDs to logits; children bear the published names. Everything follows the parameters' device and dtype."""
 
-    def __init__(self, spec: Spec, *, attention: str = "auto") -> None:
+    def __init__(self, spec: Spec, *, attention: str | Sequence[str] = "auto") -> None:
         """Build the trunk and the unembedding, and tie them where the spec says so."""
         super().__init__()
         self.n_vocab = spec.n_vocab

@@ -107,7 +107,8 @@ class LatentAttention(Itemised):
         """What eager attention adds to the scores; the kernels make their own."""
         if shared.attention != "eager" or shared.start:
             return None
-        return shared.once("causal mask", partial(ops.causal_mask, x))
+        sight = ops.Sight()
+        return shared.once(sight, partial(ops.mask, x, shared.start, sight))
 
     def make_cache(self, batch: int, seq: int, dtype: torch.dtype) -> LayerCache:
         """Room for the latent vectors and the rotated keys of `batch` sequences of `seq` tokens."""

@@ -11,7 +11,7 @@ from gptcalc.modules import ops
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, register
 
 
-class _Norm(Itemised):
+class Norm(Itemised):
     """What both norms have: a gain of `shape` (by default D), over whose last axis they normalise.
 
     A gain of more axes, as one for each head, is multiplied in afterwards. With `unit_offset` it is 1 + weight.
@@ -63,7 +63,7 @@ class _Norm(Itemised):
 
 
 @register("layer_norm")
-class LayerNorm(_Norm):
+class LayerNorm(Norm):
     """(x − mean) / √(variance + ε) · weight + bias over the last axis (Ba et al. 2016).
 
     `learned=False` has neither weight nor bias.
@@ -88,7 +88,7 @@ class LayerNorm(_Norm):
 
 
 @register("rms_norm")
-class RMSNorm(_Norm):
+class RMSNorm(Norm):
     """x / √(mean(x²) + ε) · weight over the last axis (Zhang & Sennrich 2019), computed in fp32."""
 
     def __init__(

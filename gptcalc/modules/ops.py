@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from math import sqrt
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ _KERNELS = {
 }
 BACKENDS = ("auto", *_KERNELS, "eager")
 _HALF = (torch.float16, torch.bfloat16)
+#: Rows of a mask whose numbers mem-efficient attention takes as they are are so far apart [sdp, preprocess_mask].
+_MASK_ALIGNMENT = 8
 #: The flash kernels want head sizes that are a multiple of this.
 _FLASH_ALIGNMENT = 8
 
@@ -37,7 +39,7 @@ _FLASH_ALIGNMENT = 8
 # --- Attention -------------------------------------------------------------------------------------------------------
 
 
-def attention(  # noqa: PLR0913  what torch's own function takes
+def attention(  # noqa: PLR0913  what attention can be
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -47,29 +49,91 @@ def attention(  # noqa: PLR0913  what torch's own function takes
     causal: bool,
     mask: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Query (B, N, T, H) over key and value (B, K, S, H), multiplied by `scale` (else 1/√H): (B, N, T, H).
 
     `backend` is a kernel of torch's `scaled_dot_product_attention`, or `auto` to let it pick, or `eager`: plain
-    products, softmax and dropout, as transformers' GPT-2 has them. A kernel is told that it is `causal`; eager adds
-    the `mask` (T, S). Which kernel torch picks is not known on meta: there `auto` is an error.
+    products, softmax and dropout, as transformers' GPT-2 has them. A kernel is told that it is `causal`, or is given a
+    `mask` (…, T, S) that is added to the scores; eager always adds one. Only eager bounds scores by `softcap` and
+    knows `sinks` (N), a score of nothing for each head. Which kernel torch picks is not known on meta: there `auto` is
+    an error.
     """
     grouped = key.shape[1] < query.shape[1]
-    _check(backend, query, value, grouped=grouped)
+    _check(backend, query, value, grouped=grouped, masked=mask is not None)
     if backend == "eager":
-        return _eager(query, key, value, dropout_p, mask, scale)
+        return _eager(query, key, value, dropout_p, mask, scale, softcap, sinks)
+    if softcap is not None or sinks is not None:
+        raise InvalidValueError(f"attention: read {backend!r} with softcap or sinks; allowed: eager")
     if query.is_meta:
-        return _ON_META[backend](query, key, value, dropout_p, causal)
+        return _ON_META[backend](query, key, value, dropout_p, causal and mask is None, mask)
     with nullcontext() if backend == "auto" else sdpa_kernel(_KERNELS[backend]):
         return functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=grouped
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout_p,
+            is_causal=causal and mask is None,
+            scale=scale,
+            enable_gqa=grouped,
         )
 
 
-def causal_mask(like: Tensor) -> Tensor:
-    """What eager attention adds to the scores of T tokens of `like` (B, T, …): (T, T), −∞ above the diagonal."""
+# --- Masks: what is added to the scores ------------------------------------------------------------------------------
+
+
+class Sight(NamedTuple):
+    """Who sees whom: a `window` of tokens, or `chunked` all since its last multiple; `alibi` is a number of heads.
+
+    For a kernel rows of a mask are `aligned`, else torch copies it for every layer (`preprocess_mask`).
+    """
+
+    window: int | None = None
+    chunked: bool = False
+    alibi: int = 0
+    aligned: bool = False
+
+
+def mask(like: Tensor, start: int, sight: Sight) -> Tensor:
+    """What is added to the scores of the T tokens of `like` (B, T, …): (T, T), or (1, N, T, T) by heads.
+
+    From `start` on there is one token that sees all that it is given, and only its distance to them may count.
+    """
+    seen = start + like.shape[1]
+    width = -(-seen // _MASK_ALIGNMENT) * _MASK_ALIGNMENT if sight.aligned else seen
+    if not sight.alibi:
+        return _hidden(like, width, sight)[:, :seen]
+    shift = _distances(like, width, sight.alibi)
+    if not start:
+        shift = shift + _hidden(like, width, sight)
+    return shift[None, :, :, :seen]
+
+
+def _hidden(like: Tensor, width: int, sight: Sight) -> Tensor:
+    """(T, width): −∞ for what is later, or too far back."""
     length = like.shape[1]
-    return torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
+    hidden = torch.full((length, width), -torch.inf, dtype=like.dtype, device=like.device)
+    if sight.window is None:
+        return hidden.triu(1)
+    if not sight.chunked:
+        return hidden.triu(1) + hidden.tril(-sight.window)
+    chunk = torch.arange(width, device=like.device) // sight.window
+    return hidden.triu(1).masked_fill(chunk[:length, None] != chunk, -torch.inf)
+
+
+def _distances(like: Tensor, width: int, n_heads: int) -> Tensor:
+    """ALiBi (Press et al. 2022): (N, 1, width), for each head its slope times the position of the key.
+
+    The slopes are powers of 2^(−8/N); where N is no power of two, those of the next one, every second one first.
+    """
+    power = 1 << (n_heads - 1).bit_length()
+    slopes = 2.0 ** (torch.arange(1, power + 1, dtype=torch.float32, device=like.device) * (-8 / power))
+    if power > n_heads:
+        slopes = torch.cat((slopes[1::2], slopes[::2]))[:n_heads]
+    positions = torch.arange(width, dtype=torch.float32, device=like.device)
+    return (slopes[:, None, None] * positions).to(like.dtype)
 
 
 def check_backend(backend: str) -> None:
@@ -78,8 +142,10 @@ def check_backend(backend: str) -> None:
         raise UnknownNameError.near("attention", str(backend), BACKENDS)
 
 
-def _check(backend: str, query: Tensor, value: Tensor, *, grouped: bool) -> None:
+def _check(backend: str, query: Tensor, value: Tensor, *, grouped: bool, masked: bool) -> None:
     check_backend(backend)
+    if backend == "flash" and masked:
+        raise InvalidValueError("attention: read 'flash' with a mask; allowed: cudnn, efficient, math, eager")
     if backend == "auto" and query.is_meta:
         raise InvalidValueError("attention: read 'auto' on the meta device; allowed: the name of a kernel")
     if backend == "efficient" and grouped:
@@ -95,19 +161,40 @@ def _check(backend: str, query: Tensor, value: Tensor, *, grouped: bool) -> None
 
 
 def _eager(  # noqa: PLR0913, PLR0917  what attention takes
-    query: Tensor, key: Tensor, value: Tensor, dropout_p: float, mask: Tensor | None, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     if mask is not None:
         scores = scores + mask
-    scores = dropout(scores.softmax(dim=-1), dropout_p, training=True)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(*scores.shape[:-1], 1)), dim=-1)
+    scores = scores.softmax(dim=-1)
+    if sinks is not None:
+        scores = scores[..., :-1]
+    scores = dropout(scores, dropout_p, training=True)
     return scores @ value
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+def _flash(  # noqa: PLR0913, PLR0917  what a kernel takes
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float,
+    causal: bool,  # noqa: FBT001
+    mask: Tensor | None,  # noqa: ARG001  it takes none
+) -> Tensor:
     """`scaled_dot_product_attention` pads the head size, and cuts the output back."""
     size = query.shape[-1]
     if missing := -size % _FLASH_ALIGNMENT:
@@ -118,19 +205,45 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: 
     return padded[..., :size] if missing else padded
 
 
-def _efficient(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+def _efficient(  # noqa: PLR0913, PLR0917  what a kernel takes
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float,
+    causal: bool,  # noqa: FBT001
+    mask: Tensor | None,
+) -> Tensor:
     keeps = torch.is_grad_enabled() and query.requires_grad
     op = _aten._scaled_dot_product_efficient_attention  # noqa: SLF001
-    return cast(Tensor, op(query, key, value, None, keeps, dropout_p, causal)[0])
+    return cast(Tensor, op(query, key, value, _by_head(mask, query, key), keeps, dropout_p, causal)[0])
 
 
-def _cudnn(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+def _by_head(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask as kernels want it, (B, N, T, S): seen so, not copied."""
+    return None if mask is None else mask.expand(*query.shape[:-1], key.shape[-2])
+
+
+def _cudnn(  # noqa: PLR0913, PLR0917  what a kernel takes
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float,
+    causal: bool,  # noqa: FBT001
+    mask: Tensor | None,
+) -> Tensor:
     keeps = torch.is_grad_enabled() and query.requires_grad
     op = _aten._scaled_dot_product_cudnn_attention  # noqa: SLF001
-    return cast(Tensor, op(query, key, value, None, keeps, dropout_p, causal)[0])
+    return cast(Tensor, op(query, key, value, _by_head(mask, query, key), keeps, dropout_p, causal)[0])
 
 
-def _math(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: bool) -> Tensor:  # noqa: FBT001
+def _math(  # noqa: PLR0913, PLR0917  what a kernel takes
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float,
+    causal: bool,  # noqa: FBT001
+    mask: Tensor | None,
+) -> Tensor:
     """`_scaled_dot_product_attention_math` of torch's attention.cpp, op by op and name by name.
 
     Called on meta it would add the mask out of place (torch takes meta tensors for subclasses), and hide what
@@ -140,7 +253,7 @@ def _math(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, causal: b
     wide = [x.float() if given in _HALF else x for x in (query, key, value)]
     factor = sqrt(query.shape[-1] ** -0.5)
     query = _aten.mul.Scalar(wide[0], factor)
-    mask = _mask_of_math(query, wide[1]) if causal else None
+    mask = _mask_of_math(query, wide[1]) if causal else mask
     groups = query.shape[1] // key.shape[1]
     key, value = wide[1:] if groups == 1 else [x.repeat_interleave(groups, dim=-3) for x in wide[1:]]
     scores = query @ _aten.mul.Scalar(key.transpose(-2, -1), factor)

@@ -28,25 +28,39 @@ class Kept(Protocol):
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values, (B, K, T, H) each, in a dtype of their own; the first `start` tokens are known."""
+    """One layer's keys and values, (B, K, T, H) each, in a dtype of their own; the first `start` tokens are known.
+
+    Of a layer that sees a `window` there is room for no more tokens than that: token t lies at t modulo the window,
+    in place of one that is out of sight. Of `chunked` ones a new chunk begins at the first place.
+    """
 
     key: Tensor
     value: Tensor
+    window: int | None = None
+    chunked: bool = False
 
     @property
     def room(self) -> Room:
         """What fits in."""
-        return Room(self.key.shape[0], self.key.shape[2])
+        return Room(self.key.shape[0], self.key.shape[2] if self.window is None else None)
 
     def write(self, key: Tensor, value: Tensor, start: int) -> None:
         """Copy the new tokens' keys and values (B, K, T, H) to where they belong."""
-        end = start + key.shape[2]
-        self.key[:, :, start:end].copy_(key)
-        self.value[:, :, start:end].copy_(value)
+        room, end = self.key.shape[2], start + key.shape[2]
+        first = start if self.window is None else max(start, end - room)
+        while first < end:
+            place = first if self.window is None else first % room
+            count = min(end - first, room - place)
+            for kept, new in ((self.key, key), (self.value, value)):
+                kept[:, :, place : place + count].copy_(new[:, :, first - start : first - start + count])
+            first += count
 
     def read(self, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The first `end` tokens, in the dtype of `like`: a copy only where that differs."""
-        return self.key[:, :, :end].to(like.dtype), self.value[:, :, :end].to(like.dtype)
+        """What the last of `end` tokens sees, in the dtype of `like`: a copy only where that differs."""
+        seen = end
+        if self.window is not None:
+            seen = (end - 1) % self.window + 1 if self.chunked else min(end, self.window)
+        return self.key[:, :, :seen].to(like.dtype), self.value[:, :, :seen].to(like.dtype)
 
 
 class KVCache(NamedTuple):

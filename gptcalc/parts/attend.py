@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from gptcalc import tape
 from gptcalc.formula import Dim, Product
+from gptcalc.parts.scores import Scores
 from gptcalc.tape import Rows, Setting, Tensor
 from gptcalc.units import ceil_div
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Where the logarithms of mem-efficient attention's sums are padded to [kAlignLSE, mem_eff_attention].
 LSE_ALIGNMENT = 32
+#: Where rows of a mask lie apart by this, mem-efficient attention takes it as it is [sdp, preprocess_mask].
+MASK_ALIGNMENT = 8
 #: Head sizes that flash attention takes are multiples of this.
 FLASH_ALIGNMENT = 8
 
@@ -29,6 +32,11 @@ class Attends(Protocol):
     """What a backend must know of the part that it works for."""
 
     dropout: float
+
+    @property
+    def scores(self) -> Scores:
+        """What becomes of the scores."""
+
     #: Whether keys and values come out of the cache as they lie there, by head.
     reads_heads_of_cache: ClassVar[bool]
 
@@ -52,7 +60,9 @@ def fused(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     if setting.attention != "flash":
         seeds = (Tensor("dropout state", (), "int64"), Tensor("dropout offset", (), "int64"))
     lse = Tensor("log-sum-exp of the scores", axes, "fp32")
-    op = tape.attention(setting.attention, query, key, value, "weighted values", lse, seeds)
+    mask = _shared_mask(part, setting, rows)
+    given_mask = () if mask is None else (mask,)
+    op = tape.attention(setting.attention, query, key, value, "weighted values", lse, seeds, given_mask)
     out = rows(op._replace(drops_out=setting.training and part.dropout > 0))
     if not pads:
         return out
@@ -85,17 +95,26 @@ def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
 
     The first layer of a pass makes the mask for all.
     """
-    mask = _shared_mask(setting, rows) if setting.cached is None else None
+    mask = _shared_mask(part, setting, rows)
     query, key, value = _in_memory_order(part, setting, given)
     keys, values = _for_all_heads(rows, query, key, value)
     product = _product(rows, query, keys, _scores(query, key))
     scores = rows(tape.scale(product, "scaled scores"))
     rows.drop(product)
+    if part.scores.softcap is not None:
+        scores = _capped(rows, scores)
     if mask is not None:
         scaled, scores = scores, rows(tape.add(scores, mask, "masked scores"))
         rows.drop(scaled)
-    shares = _dropped(part, setting, rows, rows(tape.softmax(scores, "attention weights")))
+    if part.scores.sinks:
+        seen, scores = scores, _with_sinks(setting, rows, scores)
+        rows.drop(seen)
+    shares = rows(tape.softmax(scores, "attention weights"))
     rows.drop(scores)
+    if part.scores.sinks:
+        wide, shares = shares, rows(tape.cut(shares, "attention weights but the sink's", *seen.dims))
+        rows.drop(wide)
+    shares = _dropped(part, setting, rows, shares)
     out = _weighted_sum(rows, query, shares, values)
     rows.drop(shares, *(x for x in (keys, values) if x not in (key, value)))
     return out
@@ -107,11 +126,12 @@ def math(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     √scale goes to query and key each, every layer makes a mask, and the weights are cast back though nobody reads them
     [attention.cpp, _scaled_dot_product_attention_math].
     """
+    shared = _shared_mask(part, setting, rows)
     wide, dtype = _in_memory_order(part, setting, given), given.query.dtype
     if is_half := dtype != "fp32":
         wide = Given(*[rows(tape.cast(x, "fp32", f"{x.label} in fp32")) for x in wide])
     query = rows(tape.scale(wide.query, "scaled query"))
-    mask = _own_mask(setting, rows) if setting.cached is None else None
+    mask = _own_mask(setting, rows) if setting.cached is None and shared is None else shared
     keys, values = _for_all_heads(rows, *wide)
     scaled_keys = rows(tape.scale(keys, "scaled key"))
     scores = _product(rows, query, scaled_keys, _scores(query, wide.key))
@@ -125,7 +145,7 @@ def math(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     if is_half:
         exact, out = out, rows(tape.cast(out, dtype, "rounded weighted values"))
         rows.drop(exact)
-    held = [mask] if mask is not None else []
+    held = [mask] if mask is not None and mask is not shared else []
     held += [x for x in (keys, values) if x not in wide]
     rows.drop(query, shares, *held, *unread, *(wide if is_half else ()))
     return out
@@ -146,14 +166,100 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
     return tape.made(query, "scores", batch, heads, seq, tape.heads_first(key)[2])
 
 
-def _shared_mask(setting: Setting, rows: Rows) -> Tensor:
-    """(T, T), −∞ above the diagonal."""
-    mask = Tensor("causal mask", (setting.seq, setting.seq), setting.dtype)
-    if setting.first:
-        full = rows(tape.whole("aten::full", (), mask._replace(label="mask of −∞"))._replace(shared=True))
-        rows(tape.whole("aten::triu", (full,), mask)._replace(shared=True))
-        rows.drop(full)
+def _capped(rows: Rows, scores: Tensor) -> Tensor:
+    """The scores bounded by tanh, in three steps; drops the scores."""
+    small = rows(tape.whole("aten::div", (scores,), tape.made(scores, "scores in units of the cap")))
+    bounded = rows(tape.activation("tanh", small, "tanh of the scores"))
+    rows.drop(small)
+    capped = rows(tape.scale(bounded, "capped scores"))
+    rows.drop(bounded, scores)
+    return capped
+
+
+def _with_sinks(setting: Setting, rows: Rows, scores: Tensor) -> Tensor:
+    """The scores, and for each head one more."""
+    *axes, keys = scores.dims
+    sinks = rows(tape.expand(setting.weight("sinks", "sinks", axes[1]), "sinks of every token", *axes))
+    out = rows(tape.join((scores, sinks), tape.made(scores, "scores and sinks", *axes, Dim("(T+1)", keys.size + 1))))
+    rows.drop(sinks)
+    return out
+
+
+def _shared_mask(part: Attends, setting: Setting, rows: Rows) -> Tensor | None:
+    """What is added to the scores, made by the first layer that sees so: a kernel knows itself what is causal."""
+    seq, is_eager, decodes = setting.seq, setting.attention == "eager", setting.cached is not None
+    sight = part.scores._replace(softcap=None, sinks=False)
+    if not sight.masks(seq.size):
+        sight = Scores()
+    if not sight.alibi and (decodes or (sight.window is None and not is_eager)):
+        return None
+    once = setting.once(("mask", sight, is_eager))
+    seen = setting.cached or seq
+    width = seen if is_eager else Dim("⌈T⌉8", ceil_div(seen.size, MASK_ALIGNMENT) * MASK_ALIGNMENT)
+    made, causal = Rows(setting), Tensor(f"causal mask{once.suffix}", (seq, width), setting.dtype)
+    if not sight.alibi:
+        mask = _hidden(sight, made, causal)
+    else:
+        shifts = Tensor(f"mask of distances{once.suffix}", (width,), setting.dtype)
+        mask = _by_distance(sight.alibi, setting, made, shifts)
+        if not decodes:
+            later, shifts = _hidden(sight, made, causal), mask
+            both = tape.made(shifts, f"distances and what is hidden{once.suffix}", shifts.dims[0], seq, width)
+            mask = made(tape.whole("aten::add", (shifts, later), both))
+            made.drop(shifts, later)
+    if once.new:
+        rows += [op._replace(shared=True) for op in made]
     return mask
+
+
+def _hidden(sight: Scores, rows: Rows, mask: Tensor) -> Tensor:
+    """(T, T), −∞ above the diagonal, and for what is too far back."""
+    full = rows(tape.whole("aten::full", (), mask._replace(label=f"{mask.label} of −∞")))
+    if sight.window is None:
+        rows(tape.whole("aten::triu", (full,), mask))
+        rows.drop(full)
+        return mask
+    after = tape.whole("aten::triu", (full,), mask._replace(label=f"{mask.label}: later ones"))
+    if not sight.chunked:
+        later = rows(after)
+        before = rows(tape.whole("aten::tril", (full,), mask._replace(label=f"{mask.label}: distant ones")))
+        rows(tape.whole("aten::add", (later, before), mask))
+        rows.drop(full, later, before)
+        return mask
+    count = rows(tape.whole("aten::arange", (), Tensor(f"{mask.label}: positions", mask.dims[-1:], "int64")))
+    chunks = rows(tape.whole("aten::floor_divide", (count,), tape.made(count, f"{mask.label}: chunks")))
+    rows.drop(count)
+    later = rows(after)
+    others = rows(tape.whole("aten::ne", (chunks,), tape.made(mask, f"{mask.label}: other chunks", dtype="bool")))
+    rows(tape.whole("aten::masked_fill", (later, others), mask))
+    rows.drop(full, later, others, chunks)
+    return mask
+
+
+def _by_distance(n_heads: int, setting: Setting, rows: Rows, mask: Tensor) -> Tensor:
+    """(N, 1, T): for each head its slope times the position of the key, computed in fp32."""
+    heads, (seen,) = Dim("N", n_heads), mask.dims
+    power = Dim("⌈N⌉2", 1 << (heads.size - 1).bit_length())
+
+    def step(name: str, *reads: Tensor, dims: tuple[Dim, ...] = (power,)) -> Tensor:
+        return rows(tape.whole(f"aten::{name}", reads, Tensor(f"{mask.label}: {name}", dims, "fp32")))
+
+    count = step("arange")
+    exponents = step("mul", count)
+    rows.drop(count)
+    slopes = step("pow", exponents)
+    rows.drop(exponents)
+    if power.size > heads.size:
+        before, slopes = slopes, step("cat", slopes)
+        rows.drop(before)
+    positions = rows(tape.whole("aten::arange", (), Tensor(f"{mask.label}: positions", (seen,), "fp32")))
+    out = rows(tape.whole("aten::mul", (slopes, positions), Tensor(mask.label, (heads, seen), "fp32")))
+    if setting.dtype == "fp32":
+        rows.drop(slopes, positions)
+        return out
+    rounded = rows(tape.cast(out, setting.dtype, out.label))
+    rows.drop(out, slopes, positions)
+    return rounded
 
 
 def _own_mask(setting: Setting, rows: Rows) -> Tensor:
@@ -252,10 +358,8 @@ def by_head(part: "MultiHeadAttention", setting: Setting, rows: Rows, x: Tensor)
 
 def dense_gradient(part: "MultiHeadAttention", setting: Setting, rows: Rows, x: Tensor, *, query: bool) -> Tensor:
     """What a norm has made of query or key (B, T, heads, H): it reads a dense gradient, for which one may be copied."""
-    rotated = part.rotary is not None and not part.norm_after_rotary
-    if rotated and part.rotary is not None and part.rotary.is_partial(part.d_head):
-        return x
-    if tape.joins(_from_attention(part, setting, x, is_key=not query), *x.dims):
+    comes = _from_attention if part.norm_after_rotary else _from_rotation
+    if tape.joins(comes(part, setting, x, is_key=not query), *x.dims):
         return x
     return _copied_back(rows, x, f"{x.label} as attention reads it")
 
@@ -263,14 +367,25 @@ def dense_gradient(part: "MultiHeadAttention", setting: Setting, rows: Rows, x: 
 def _gradient(part: "MultiHeadAttention", setting: Setting, x: Tensor) -> Tensor:
     """The gradient of query, key or value in the order in which it comes back to the projection.
 
-    A norm, and a rotation of some features, leave it dense; a rotation of all leaves its order as it is.
+    A norm leaves it dense.
     """
     which = x.label.split()[0]
-    norm = {"query": part.q_norm, "key": part.k_norm}.get(which)
-    partial = part.rotary is not None and part.rotary.is_partial(part.d_head)
-    if norm is not None or (partial and which != "value"):
+    if which == "value":
+        return _from_attention(part, setting, x, is_key=False)
+    if (part.q_norm if which == "query" else part.k_norm) is not None:
         return tape.made(x, "gradient")
-    return _from_attention(part, setting, x, is_key=which == "key")
+    return _from_rotation(part, setting, x, is_key=which == "key")
+
+
+def _from_rotation(part: "MultiHeadAttention", setting: Setting, x: Tensor, *, is_key: bool) -> Tensor:
+    """The gradient of query or key in the order in which it comes back from the rotation.
+
+    One of all features keeps the order. Of some, parts are put together: dense, but for (B, heads, H, T), where torch
+    sees images whose channels, our tokens, lie innermost, and keeps them so [cat_compute_output_memory_format].
+    """
+    comes = _from_attention(part, setting, x, is_key=is_key)
+    partial = part.rotary is not None and part.rotary.is_partial(part.d_head)
+    return tape.made(x, "gradient") if partial and comes.dims[-1] == x.dims[-1] else comes
 
 
 def _from_attention(part: "MultiHeadAttention", setting: Setting, x: Tensor, *, is_key: bool) -> Tensor:
@@ -290,9 +405,12 @@ def _from_attention(part: "MultiHeadAttention", setting: Setting, x: Tensor, *, 
 
 def read_cache(part: Attends, setting: Setting, rows: Rows, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """All keys and values (B, S, heads, size), those of this step among them: views, or casts to the compute dtype."""
-    batch, seq = setting.tokens[0], setting.cached or setting.seq
+    batch, seq, window = setting.tokens[0], setting.cached or setting.seq, part.scores.window
+    kept_of_all = part.cache(batch, seq, setting.kv_dtype)
+    if window is not None and window < seq.size:
+        seq = Dim("W", (seq.size - 1) % window + 1 if part.scores.chunked else window)
     found = []
-    for kept in part.cache(batch, seq, setting.kv_dtype):
+    for kept in kept_of_all:
         view = rows(tape.cut(kept, f"{kept.label} so far", batch, seq, kept.dims[1], kept.dims[3]))
         if kept.dtype != setting.dtype:
             wide = rows(tape.cast(view, setting.dtype, f"{kept.label} in {setting.dtype}"))

@@ -8,6 +8,7 @@ from gptcalc.inventory import Slice, Weight, Weighted, linear
 from gptcalc.parts.norm import LayerNorm, RMSNorm, inside
 from gptcalc.parts.positions import Rotary
 from gptcalc.parts.remembered import Remembered
+from gptcalc.parts.scores import Scores
 from gptcalc.spec import AnyPart, Probability, Size, Spec
 
 if TYPE_CHECKING:
@@ -31,18 +32,7 @@ class MultiHeadAttention(Weighted):
     may be normalised before the output layer (`out_norm`).
     """
 
-    without_ops = (
-        "norm_over",
-        "clip",
-        "window",
-        "softcap",
-        "alibi",
-        "sinks",
-        "gated",
-        "tempered",
-        "gate_name",
-        "out_norm",
-    )
+    without_ops = ("gate_name", "out_norm")
     reads_heads_of_cache: ClassVar[bool] = True
     kind: Literal["multi_head"] = "multi_head"
     n_heads: Size
@@ -73,6 +63,11 @@ class MultiHeadAttention(Weighted):
     tempered_from: Size | None = None
     dropout: Probability = 0.0
     residual_dropout: Probability = 0.0
+
+    @property
+    def scores(self) -> Scores:
+        """What becomes of its scores."""
+        return Scores(self.window, self.chunked, self.n_heads if self.alibi else 0, self.softcap, self.sinks)
 
     def weights(self, spec: Spec) -> Iterator[Weight]:
         """Query (N·H, D), key and value (K·H, D), output (D, N·H), and their biases; norms and sinks."""
@@ -118,12 +113,12 @@ class MultiHeadAttention(Weighted):
         from gptcalc.parts import attend
 
         rows = tape.Rows(setting)
-        query, key, value = self._project(setting, rows, x)
+        query, key, value, gate = self._project(setting, rows, x)
         if not self.norm_after_rotary:
             query, key = self._normalised(setting, rows, query, key)
         if self.rotary is not None:
             angles, cos, sin = self.rotary.tables(setting, self.d_head)
-            rows += angles if setting.first else ()
+            rows += angles
             rotated = []
             for vector in (query, key):
                 rows += self.rotary.rotate(setting, vector, cos, sin)
@@ -132,18 +127,54 @@ class MultiHeadAttention(Weighted):
             query, key = rotated
         if self.norm_after_rotary:
             query, key = self._normalised(setting, rows, query, key)
+        if self.tempered is not None:
+            cool, query = query, self._warmed(setting, rows, query)
+            rows.drop(cool)
         if setting.cached is not None:
             key, value = attend.read_cache(self, setting, rows, key, value)
         joined = attend.BACKENDS[setting.attention](self, setting, rows, attend.Given(query, key, value))
         flat = attend.side_by_side(rows, joined, query.dims)
+        if gate is not None:
+            flat = self._gated(rows, flat, joined, gate)
         out = self._layer(setting, rows, self.out_name, flat, tape.made(x, "attention output"), bias=self.out_bias)
         rows.drop(*(() if flat is joined else (flat,)))
-        locals_ = [query, key, value, joined]
+        locals_ = [query, key, value, joined, *(() if gate is None else (gate,))]
         if setting.training and self.residual_dropout:
             rows(tape.dropout(out, "dropped attention output"))
             locals_.append(out)
         rows.drop(*locals_)
         return tuple(rows)
+
+    @staticmethod
+    def _gated(rows: "Rows", flat: "Tensor", joined: "Tensor", gate: "Tensor") -> "Tensor":
+        """The weighted values, each multiplied by the sigmoid of its gate."""
+        from gptcalc import tape
+
+        opened = rows(tape.activation("sigmoid", gate, "open gates"))
+        out = rows(tape.multiply(flat, opened, "gated values"))
+        rows.drop(opened, *(() if flat is joined else (flat,)))
+        return out
+
+    def _warmed(self, setting: "Setting", rows: "Rows", query: "Tensor") -> "Tensor":
+        """The query times 1 + `tempered`·log(1 + ⌊t/s⌋), which the first layer makes for all of its kind."""
+        from gptcalc import tape
+
+        once = setting.once(("temperatures", self.tempered, self.tempered_from))
+        factors = tape.Tensor(f"temperatures{once.suffix}", (setting.seq,), "fp32")
+        made = tape.Rows(setting)
+        for name in ("arange", "div", "floor", "log1p", "mul", "add"):
+            label = factors.label if name == "add" else f"{name} of temperatures{once.suffix}"
+            step = tape.made(factors, label)
+            made(tape.whole(f"aten::{name}", [made[-1].output] if made else (), step))
+            if name not in ("arange", "div"):
+                made.drop(made[-2].output)
+        if setting.dtype != factors.dtype:
+            wide, factors = factors, made(tape.cast(factors, setting.dtype, factors.label))
+            made.drop(wide)
+        made.drop(made[0].output)
+        if once.new:
+            rows += [op._replace(shared=True) for op in made]
+        return rows(tape.multiply(query, factors, f"warmed {query.label}", constant=True))
 
     def _layer(  # noqa: PLR0913  what a layer is
         self, setting: "Setting", rows: "Rows", name: str, x: "Tensor", out: "Tensor", *, bias: bool
@@ -152,8 +183,8 @@ class MultiHeadAttention(Weighted):
 
         return tape.project(setting, rows, name, x, out, bias=bias, transposed=self.transposed)
 
-    def _project(self, setting: "Setting", rows: "Rows", x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-        """Query (B, T, N, H), key and value (B, T, K, H): three outputs, or views of a fused one."""
+    def _project(self, setting: "Setting", rows: "Rows", x: "Tensor") -> "tuple[Tensor, Tensor, Tensor, Tensor | None]":
+        """Query (B, T, N, H), key and value (B, T, K, H), outputs or views of one; the gate where there is one."""
         from gptcalc import tape
         from gptcalc.parts import attend
 
@@ -163,46 +194,94 @@ class MultiHeadAttention(Weighted):
         if len(self.qkv_names) > 1:
             outs = []
             for name, out in zip(self.qkv_names, (query, key, value), strict=True):
+                if self.gated and out is query:
+                    outs += self._query_and_gate(setting, rows, name, x, query)
+                    continue
                 self._layer(setting, rows, name, x, out, bias=self.qkv_bias)
-                seen = attend.by_token(self, setting, rows, out)
+                seen = self._clipped(rows, attend.by_token(self, setting, rows, out))
                 outs.append(attend.by_head(self, setting, rows, seen))
-            return outs[0], outs[1], outs[2]
-        if self.fused_by == "groups":
-            return self._groups(setting, rows, x, query, (key, value))
+            if self.gated:
+                return self._cut_gate(rows, query, *outs)
+            return outs[0], outs[1], outs[2], None
+        if self.fused_by != "parts":
+            return *self._groups(setting, rows, x, (query, key, value)), None
         together = Dim("(N+2K)", self.n_heads + 2 * self.n_kv_heads)
         fused = tape.made(x, "query, key, value", *setting.tokens, together, size)
         self._layer(setting, rows, self.qkv_names[0], x, fused, bias=self.qkv_bias)
+        fused = self._clipped(rows, fused)
         cut = tape.split(fused, query, key, value)
         rows(cut)
         rows.drop(fused)
         query, key, value = (attend.by_head(self, setting, rows, access.tensor) for access in cut.writes)
-        return query, key, value
+        return query, key, value, None
 
-    def _groups(
-        self, setting: "Setting", rows: "Rows", x: "Tensor", query: "Tensor", shared: "tuple[Tensor, Tensor]"
-    ) -> "tuple[Tensor, Tensor, Tensor]":
-        """Query, key and value of a fused layer that computes them group by group: views, or a copy of the queries."""
+    def _clipped(self, rows: "Rows", x: "Tensor") -> "Tensor":
+        """No number beyond `clip`."""
         from gptcalc import tape
 
-        n_groups, per_group = Dim("K", self.n_kv_heads), self.n_heads // self.n_kv_heads
-        row = Dim("(N/K+2)·H", (per_group + 2) * self.d_head)
-        fused = tape.made(x, "query, key, value", *setting.tokens, n_groups, row)
-        if copies := self.n_kv_heads > 1 and per_group > 1:
-            of_group = (*setting.tokens, n_groups, Dim("N/K·H", per_group * self.d_head))
-            query = tape.made(x, "query of each group", *of_group)
-        elif per_group > 1:  # one group: all heads are side by side
-            heads = Dim("(N+2)", per_group + 2)
-            fused = tape.made(x, "query, key, value", *setting.tokens, heads, query.dims[-1])
+        if self.clip is None:
+            return x
+        out = rows(tape.clamp(x, f"{x.label} clipped", 2))
+        rows.drop(x)
+        return out
+
+    def _query_and_gate(
+        self, setting: "Setting", rows: "Rows", name: str, x: "Tensor", query: "Tensor"
+    ) -> "list[Tensor]":
+        """What computes both: for each head the query, then the gate."""
+        from gptcalc import tape
+
+        *axes, size = query.dims
+        both = tape.made(x, "query and gate", *axes, Dim("2H", 2 * size.size))
+        self._layer(setting, rows, name, x, both, bias=self.qkv_bias)
+        return [self._clipped(rows, both)]
+
+    @staticmethod
+    def _cut_gate(
+        rows: "Rows", query: "Tensor", both: "Tensor", key: "Tensor", value: "Tensor"
+    ) -> "tuple[Tensor, Tensor, Tensor, Tensor]":
+        """The query is a view, and so is the gate of a single head; those of more are copied side by side."""
+        from gptcalc import tape
+
+        cut = tape.split(both, query, tape.made(query, "gate of each head"))
+        rows(cut)
+        rows.drop(both)
+        query, gate = (access.tensor for access in cut.writes)
+        if not tape.joins(gate, *gate.dims[2:]):
+            apart, gate = gate, rows(tape.clone(gate, "gate", *gate.dims))
+            rows.drop(apart)
+        return query, key, value, gate
+
+    def _groups(
+        self, setting: "Setting", rows: "Rows", x: "Tensor", parts: "tuple[Tensor, Tensor, Tensor]"
+    ) -> "tuple[Tensor, Tensor, Tensor]":
+        """Query, key and value of a fused layer that is cut group by group: views, or copies of many heads a group."""
+        from gptcalc import tape
+
+        quarters = self.fused_by == "quarters"
+        n_groups = Dim("4", 4) if quarters else Dim("K", self.n_kv_heads)
+        of_each = [self.n_heads // n_groups.size, *[1 if not quarters else self.n_heads // 4] * 2]
+        copies = [n_groups.size > 1 and count > 1 for count in of_each]
+        row = (n_groups, Dim("(N+2K)·H/groups", sum(of_each) * self.d_head))
+        if n_groups.size == 1:  # all heads are side by side
+            row = (Dim("(N+2K)", sum(of_each)), parts[0].dims[-1])
+        fused = tape.made(x, "query, key, value", *setting.tokens, *row)
         self._layer(setting, rows, self.qkv_names[0], x, fused, bias=self.qkv_bias)
-        cut = tape.split(fused, query, *shared)
+        fused = self._clipped(rows, fused)
+        views = [
+            tape.made(x, f"{part.label} of each group", *setting.tokens, n_groups, Dim("heads·H", count * self.d_head))
+            if copied
+            else part
+            for part, count, copied in zip(parts, of_each, copies, strict=True)
+        ]
+        cut = tape.split(fused, *views)
         rows(cut)
         rows.drop(fused)
-        query, key, value = (access.tensor for access in cut.writes)
-        if copies:
-            own = (*setting.tokens, Dim("N", self.n_heads), key.dims[-1])
-            grouped, query = query, rows(tape.clone(query, "query", *own))
-            rows.drop(grouped)
-        return query, key, value
+        found = []
+        for access, part, copied in zip(cut.writes, parts, copies, strict=True):
+            found.append(rows(tape.clone(access.tensor, part.label, *part.dims)) if copied else access.tensor)
+        rows.drop(*(access.tensor for access, copied in zip(cut.writes, copies, strict=True) if copied))
+        return found[0], found[1], found[2]
 
     def _normalised(self, setting: "Setting", rows: "Rows", query: "Tensor", key: "Tensor") -> "tuple[Tensor, Tensor]":
         """Query and key (B, T, heads, H), each by its norm where it has one."""
@@ -215,16 +294,60 @@ class MultiHeadAttention(Weighted):
                 found.append(x)
                 continue
             dense = x if tape.joins(x, *x.dims) else rows(tape.clone(x, f"{x.label} side by side", *x.dims))
-            rows += tape.ops_of(norm, setting._replace(width=x.dims[-1]), dense)
-            out = rows[-1].output
+            out = self._by_norm(setting, rows, norm, dense)
             rows.drop(*(() if dense is x else (dense,)))
             found.append(attend.dense_gradient(self, setting, rows, out, query=x is query))
         rows.drop(*(x for norm, x in ((self.q_norm, query), (self.k_norm, key)) if norm is not None))
         return found[0], found[1]
 
-    def cache(self, batch: Dim, seq: Dim, dtype: str) -> "tuple[Tensor, Tensor]":
-        """Room for the keys and values of T tokens of B sequences: (B, K, T, H) each."""
+    def _by_norm(self, setting: "Setting", rows: "Rows", norm: AnyPart, x: "Tensor") -> "Tensor":
+        """Query or key (B, T, heads, H): each head by itself, or, seen side by side, all together."""
         from gptcalc import tape
 
+        if not isinstance(norm, LayerNorm | RMSNorm):
+            raise TypeError(f"part {norm.kind!r} is no norm of heads")
+        inside, (count, size) = setting.within(norm.name), x.dims[-2:]
+        if self.norm_over == "all":
+            both = Dim(f"{count.letter}·H", count.size * size.size)
+            flat = rows(tape.view(x, x.label, *x.dims[:-2], both))
+            rows += norm.normalise(inside, flat, both)
+            wide = rows[-1].output
+            out = rows(tape.view(wide, f"{wide.label} by head", *x.dims))
+            rows.drop(flat, wide)
+            return out
+        if self.norm_over == "list":
+            return self._by_norms(inside, rows, norm, x)
+        rows += norm.normalise(inside, x, *((count, size) if self.norm_over == "heads" else (size,)))
+        return rows[-1].output
+
+    @staticmethod
+    def _by_norms(setting: "Setting", rows: "Rows", norm: "LayerNorm | RMSNorm", x: "Tensor") -> "Tensor":
+        """A norm for each head: normalised together, then multiplied by their gains side by side."""
+        from gptcalc import tape
+
+        count, size = x.dims[-2:]
+        rows += norm.model_copy(update={"learned": False}).normalise(setting, x, size)
+        out = rows[-1].output
+        names = [
+            name
+            for name, there in (("weight", norm.learned), ("bias", norm.learned and getattr(norm, "bias", 0)))
+            if there
+        ]
+        for name in names:
+            each = [setting.within(f"norms.{n}").weight(f"norm {name}", name, size) for n in range(count.size)]
+            stacked = rows(
+                tape.whole("aten::stack", each, tape.Tensor(f"{name}s of {norm.name}", (count, size), x.dtype))
+            )
+            before, label = out, f"{out.label}, {name}ed"
+            out = rows(tape.multiply(out, stacked, label) if name == "weight" else tape.add(out, stacked, label))
+            rows.drop(before, stacked)
+        return out
+
+    def cache(self, batch: Dim, seq: Dim, dtype: str) -> "tuple[Tensor, Tensor]":
+        """Room for the keys and values of T tokens of B sequences, at most a window: (B, K, T, H) each."""
+        from gptcalc import tape
+
+        if self.window is not None and self.window < seq.size:
+            seq = Dim("W", self.window)
         dims = (batch, Dim("K", self.n_kv_heads), seq, Dim("H", self.d_head))
         return tape.Tensor("cached keys", dims, dtype), tape.Tensor("cached values", dims, dtype)

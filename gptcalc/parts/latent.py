@@ -8,6 +8,7 @@ from gptcalc.inventory import Weight, Weighted, linear
 from gptcalc.parts.norm import RMSNorm
 from gptcalc.parts.positions import Rotary
 from gptcalc.parts.remembered import Remembered
+from gptcalc.parts.scores import Scores
 from gptcalc.spec import Probability, Size, Spec
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class LatentAttention(Weighted):
     """
 
     reads_heads_of_cache: ClassVar[bool] = False
+    scores: ClassVar[Scores] = Scores()
     kind: Literal["latent"] = "latent"
     n_heads: Size
     kv_rank: Size
@@ -84,7 +86,7 @@ class LatentAttention(Weighted):
 
         rows = tape.Rows(setting)
         angles, cos, sin = self.rotary.tables(setting, self.d_rope)
-        rows += angles if setting.first else ()
+        rows += angles
         query = self._query(setting, rows, x, (cos, sin))
         latent, key = self._latent(setting, rows, x, (cos, sin))
         if setting.cached is not None:

@@ -113,10 +113,10 @@ def _affine(
         rows(norm(gain, bias))
     else:
         plain = rows(norm(None, None))
-        y = rows(tape.multiply(plain, gain, plain.label))
+        y = rows(tape.multiply(plain, gain, f"{plain.label} by gain"))
         rows.drop(plain)
         if bias is not None:
-            rows(tape.add(y, bias, plain.label))
+            rows(tape.add(y, bias, f"{plain.label} by gain and shift"))
             own.append(y)
     if own:
         rows.drop(*own)

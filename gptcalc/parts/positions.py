@@ -120,13 +120,14 @@ class Rotary(Record):
         return Dim(letter, rotated), Dim(f"{letter}/2", rotated // 2)
 
     def tables(self, setting: "Setting", d_head: int) -> "tuple[tuple[Op, ...], Tensor, Tensor]":
-        """Cosines and sines (T, R) in the compute dtype, made in fp32 by the first layer of a pass for all of them."""
+        """Cosines and sines (T, R) in the compute dtype, made in fp32 by the first layer that has such angles."""
         from gptcalc import tape
 
         seq, (size, half) = setting.seq, self._rotated(d_head)
+        once = setting.once(("angles", self, d_head))
 
         def fp32(label: str, *dims: Dim) -> tape.Tensor:
-            return tape.Tensor(label, dims, "fp32")
+            return tape.Tensor(label + once.suffix, dims, "fp32")
 
         evens, exponents, positions = fp32("even features", half), fp32("exponents", half), fp32("positions", seq)
         powers, inverse, scaled = fp32("powers of θ", half), fp32("inverse powers", half), fp32("frequencies", half)
@@ -143,16 +144,16 @@ class Rotary(Record):
         rows(tape.whole("aten::mul", (positions, scaled), angles))
         rows.drop(scaled)
         rows(tape.whole("aten::stack" if self.interleaved else "aten::cat", (angles,), both))
-        cos = self._wave(rows, "cos", both, setting.dtype)
-        sin = self._wave(rows, "sin", both, setting.dtype)
+        cos = self._wave(rows, "cos", both, setting.dtype, once.suffix)
+        sin = self._wave(rows, "sin", both, setting.dtype, once.suffix)
         rows.drop(exponents, positions, angles, both)
-        return tuple(op._replace(shared=True) for op in rows), cos, sin
+        return tuple(op._replace(shared=True) for op in rows) if once.new else (), cos, sin
 
     @staticmethod
-    def _wave(rows: "Rows", name: str, angles: "Tensor", dtype: str) -> "Tensor":
+    def _wave(rows: "Rows", name: str, angles: "Tensor", dtype: str, suffix: str) -> "Tensor":
         from gptcalc import tape
 
-        label = {"cos": "cosines", "sin": "sines"}[name]
+        label = {"cos": "cosines", "sin": "sines"}[name] + suffix
         wave = rows(tape.whole(f"aten::{name}", (angles,), angles._replace(label=label)))
         if dtype == angles.dtype:
             return wave

@@ -268,7 +268,7 @@ def _join_backward(op: Op, dys: Incoming) -> Found:
 
 
 def _attention_backward(op: Op, dys: Incoming) -> Found:
-    query, key, value = _inputs(op)
+    query, key, value = _inputs(op)[:3]
     grads = {tensor: gradient(tensor) for tensor in (query, key, value)}
     return Found((whole(f"{op.name}_backward", (dys[op.output], *op.saves), *grads.values()),), grads)
 
@@ -359,9 +359,13 @@ def _repeat_backward(op: Op, dys: Incoming) -> Found:
 
 
 def _expand_backward(op: Op, dys: Incoming) -> Found:
-    """The gradients of an element that was seen several times are summed; of one seen once, it is a view."""
+    """The gradients of an element that was seen several times are summed; of one seen once, it is a view.
+
+    A parameter takes no view: its gradient is copied.
+    """
     x = op.reads[0].tensor
-    rule = _spread_backward if op.output.bytes == x.bytes else _by("aten::sum")
+    once = _by("aten::clone") if x.name else _spread_backward
+    rule = once if op.output.bytes == x.bytes else _by("aten::sum")
     return rule(op, dys)
 
 

@@ -60,6 +60,8 @@ CUDNN_FIRST_SINCE, CUDNN_FIRST_ON = (2, 11), ((9, 0), (10, 0), (10, 3))
 CUDNN_DROPOUT_SINCE, CUDNN_DROPOUT_STEPS = (2, 12), 16
 #: From here on it takes heads of 256 on sm90 (PR #161210).
 CUDNN_LARGER_SINCE = (2, 9)
+#: From here on it takes a mask (PR #130482).
+CUDNN_MASK_SINCE = (2, 5)
 #: From here on mem-efficient attention takes grouped heads (PR #191085).
 GROUPED_EFFICIENT_SINCE = (2, 14)
 #: Attention takes grouped heads, and RMSNorm is one kernel, from these on (PR #128898, #153666).
@@ -100,6 +102,10 @@ class Heads(NamedTuple):
     dropout: float
     dtype: str
     training: bool
+    #: Whether an explicit mask is added to the scores (a window, ALiBi).
+    masked: bool = False
+    #: What no kernel does, so that it is written out.
+    written_out: str = ""
 
     @property
     def is_half(self) -> bool:
@@ -120,9 +126,11 @@ def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Ch
         "cudnn": _not_cudnn(heads, chip, torch),
         "flash": _not_flash(heads, chip),
         "efficient": _not_efficient(heads, chip, torch),
-        "math": "",
+        "math": heads.written_out,
         "eager": "",
     }
+    if heads.written_out:
+        refusals |= dict.fromkeys(("cudnn", "flash", "efficient"), heads.written_out)
     if asked != "auto":
         if refusals[asked]:
             able = [name for name, refusal in refusals.items() if not refusal]
@@ -130,6 +138,8 @@ def choose_attention(asked: str, heads: Heads, chip: Chip, torch: Version) -> Ch
                 f"attention: read {asked!r}, which does not run with {refusals[asked]}; allowed: {', '.join(able)}"
             )
         return Choice(asked, "as asked")
+    if heads.written_out:
+        return Choice("eager", f"no kernel of torch runs with {heads.written_out}")
     first = ("cudnn",) if torch >= CUDNN_FIRST_SINCE and chip.capability in CUDNN_FIRST_ON else ()
     passed: list[str] = []
     for name in (*first, "flash", "efficient"):
@@ -150,8 +160,8 @@ def _not_flash(heads: Heads, chip: Chip) -> str:
         return heads.dtype
     if chip.capability < (8, 0):
         return "devices before sm80"
-    if size != heads.d_value:
-        return "values of another size than keys"
+    if size != heads.d_value or heads.masked:
+        return "a mask" if heads.masked else "values of another size than keys"
     if size > FLASH_LARGEST:
         return f"heads of more than {FLASH_LARGEST}"
     small = chip.capability in ((8, 6), (8, 9), (12, 0), (12, 1))
@@ -171,8 +181,8 @@ def _not_cudnn(heads: Heads, chip: Chip, torch: Version) -> str:
         return f"heads of {wrong[0]} (multiples of {CUDNN_STEP} up to {largest})"
     if torch >= CUDNN_DROPOUT_SINCE and (heads.dropout * CUDNN_DROPOUT_STEPS) % 1:
         return f"a dropout of {heads.dropout:g} (multiples of 1/{CUDNN_DROPOUT_STEPS})"
-    if heads.n_keys == 1:
-        return "a single key"
+    if heads.n_keys == 1 or (heads.masked and torch < CUDNN_MASK_SINCE):
+        return "a mask" if heads.n_keys > 1 else "a single key"
     return f"more than {CUDNN_MOST:,} sequences or heads" if max(heads.batch, heads.n_heads) > CUDNN_MOST else ""
 
 

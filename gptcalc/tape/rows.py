@@ -7,7 +7,7 @@ it (`drops`). What its CUDA kernel takes for itself is in `kernels`.
 Letters: `M` rows (tokens; B·T), `T` tokens of a sequence, `U` distinct tokens among the M, `P` partial sums.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from gptcalc.formula import Dim, Formula, Product, ordered, product_size
@@ -97,13 +97,21 @@ class Chip(NamedTuple):
     units: int
 
 
+class Once(NamedTuple):
+    """Whether a layer is the first to ask for something that layers share; a `suffix` tells it from others like it."""
+
+    new: bool
+    suffix: str
+
+
 class Setting(NamedTuple):
     """What a tape speaks of: M rows of T tokens a sequence, width D, tables V and C, and the U rows that IDs name.
 
     Without a `chip`, all that is read again is counted as if it came from memory: an upper bound. Memory needs more:
     the `batch` (B), the path of the module (`where`), whether it is `training`, the kernel of `attention`, whether the
-    layer is the `first` one of the pass, and in a decode step how many tokens are `cached`, in which dtype. With
-    `worst_routing` the tokens of a mixture all go to the same experts, else to all experts evenly.
+    layer is the `first` one of the pass (what others have made for it is `shared`), and in a decode step how many
+    tokens are `cached`, in which dtype. With `worst_routing` the tokens of a mixture all go to the same experts, else
+    to all experts evenly.
     """
 
     rows: Dim
@@ -122,6 +130,21 @@ class Setting(NamedTuple):
     worst_routing: bool = False
     cached: Dim | None = None
     kv_dtype: str = ""
+    shared: dict[Hashable, str] | None = None
+
+    def once(self, what: Hashable) -> Once:
+        """What layers share (angles, a mask), by its first element if it is a tuple; made where it is first asked for.
+
+        `shared` remembers what a pass has made. Without it the first layer makes all.
+        """
+        if self.shared is None:
+            return Once(self.first, "")
+        if what in self.shared:
+            return Once(new=False, suffix=self.shared[what])
+        kind = what[0] if isinstance(what, tuple) else what
+        others = sum(1 for other in self.shared if (other[0] if isinstance(other, tuple) else other) == kind)
+        self.shared[what] = f" ({others + 1})" if others else ""
+        return Once(new=True, suffix=self.shared[what])
 
     @property
     def tokens(self) -> Product:
@@ -344,12 +367,19 @@ def cast(x: Tensor, dtype: str, label: str) -> Op:
 
 
 def attention(  # noqa: PLR0913, PLR0917  what the kernel is given
-    backend: str, query: Tensor, key: Tensor, value: Tensor, label: str, lse: Tensor, seeds: Iterable[Tensor]
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    label: str,
+    lse: Tensor,
+    seeds: Iterable[Tensor],
+    mask: Iterable[Tensor] = (),
 ) -> Op:
     """One fused kernel: the output, the logarithm of each softmax's sum in fp32, and the state of the dropout."""
-    written = (made(query, label, *query.dims[:-1], value.dims[-1]), lse, *seeds)
-    op = whole(f"aten::_scaled_dot_product_{backend}_attention", (query, key, value), *written)
-    return op._replace(saves=(key, query, value, lse, op.output, *written[2:]))
+    written, masks = (made(query, label, *query.dims[:-1], value.dims[-1]), lse, *seeds), tuple(mask)
+    op = whole(f"aten::_scaled_dot_product_{backend}_attention", (query, key, value, *masks), *written)
+    return op._replace(saves=(key, query, value, *masks, lse, op.output, *written[2:]))
 
 
 def project(  # noqa: PLR0913  a layer's form

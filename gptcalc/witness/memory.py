@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.ledger.evidence import Evidence, Finding
-from gptcalc.ledger.memory import LINEAR, PHASES, ModeName, kernel_choices, record
+from gptcalc.ledger.memory import LINEAR, PHASES, ModeName, attention_choices, record
 from gptcalc.plan import Plan
 from gptcalc.tape.replay import Recording, replay
 from gptcalc.units import format_count
@@ -27,8 +27,8 @@ def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tup
 
     if "training" not in modes:
         return (Evidence("saved-tensors", "inference", skipped="it keeps nothing for a backward pass"),)
-    plan = _settled(model, plan, "training")
-    found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in saved(model.spec, plan))
+    settled = _settled(model, plan, "training")
+    found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in saved(model.spec, settled))
     expected = _kept(record("training", model.spec, plan, None))
     findings = tuple(
         Finding("saved tensors", f"{format_count(size)} bytes, {dtype}", str(ours), str(theirs))
@@ -36,7 +36,7 @@ def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tup
         if (ours := expected[size, dtype]) != (theirs := found[size, dtype])
     )
     n_bytes = sum(size * n for (size, _), n in found.items())
-    subject = f"gptcalc.modules on meta, {_words(plan)}"
+    subject = f"gptcalc.modules on meta, {_words(settled)}"
     return (Evidence("saved-tensors", subject, found.total(), findings=findings, bytes=n_bytes),)
 
 
@@ -63,7 +63,7 @@ def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evide
         peaks = figures_of(traced, expandable=plan.expandable_segments)
         last = max(peak.step for peak in peaks)
         found = {peak.phase: peak.figures for peak in peaks if peak.step == last}
-        recording = record(mode, model.spec, settled, None)
+        recording = record(mode, model.spec, plan, None)
         n_events = sum(len(phase.events) for phase in traced.phases)
         seen.append(
             Evidence(
@@ -92,14 +92,16 @@ def _differences(mode: ModeName, expected: dict[str, Figures], found: dict[str, 
 
 
 def _settled(model: Resolved, plan: Plan, mode: ModeName) -> Plan:
-    """The plan with the attention kernel that torch would pick: on meta there is none to pick."""
-    choice = kernel_choices(model.spec, plan, training=mode == "training")[0]
-    return plan.model_copy(update={"attention": "eager" if choice is LINEAR else choice.backend})
+    """The plan with the attention kernels that torch would pick for the groups of layers: on meta there are none."""
+    choices = attention_choices(model.spec, plan, training=mode == "training")
+    backends = ["eager" if choice is LINEAR else choice.backend for choice in choices]
+    return plan.model_copy(update={"attention": ",".join(backends if len(set(backends)) > 1 else backends[:1])})
 
 
 def _words(plan: Plan) -> str:
     update = f"{plan.optimizer} {plan.optimizer_impl}"
-    return f"{plan.batch} × {plan.seq} tokens, {plan.precision}, {plan.attention} attention, {update}"
+    attention = " and ".join(dict.fromkeys(plan.attention.split(",")))
+    return f"{plan.batch} × {plan.seq} tokens, {plan.precision}, {attention} attention, {update}"
 
 
 def cuda(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:

@@ -13,12 +13,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
-    """The decoder of `spec` on a device, its weights in the plan's precision, made in that dtype at once."""
+    """The decoder of `spec` on a device, its weights in the plan's precision, made in that dtype at once.
+
+    The plan's attention is one backend, or those of the groups of layers with commas between them.
+    """
+    attention = plan.attention.split(",")
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[plan.precision])
     try:
         with torch.device(device):
-            return build(spec, attention=plan.attention)
+            return build(spec, attention=attention if len(attention) > 1 else attention[0])
     finally:
         torch.set_default_dtype(before)
 

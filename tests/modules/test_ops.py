@@ -70,7 +70,7 @@ def test_math_is_torchs_own_op_by_op(
 def test_eager_equals_torchs_attention(heads: tuple[int, int]) -> None:
     """Products, softmax and a mask that is added give what torch's fused attention gives."""
     inputs = _projected(heads)
-    mask = ops.causal_mask(inputs[0].transpose(1, 2))
+    mask = ops.mask(inputs[0].transpose(1, 2), 0, ops.Sight())
     ours = ops.attention(*inputs, backend="eager", causal=True, mask=mask)
     torch.testing.assert_close(ours, ops.attention(*inputs, causal=True), rtol=1e-5, atol=1e-5)
 
@@ -127,7 +127,7 @@ def test_decoder_uses_the_attention_it_is_given(toys: Mapping[str, Toy], name: s
     decoder, other = toy.decoder().eval(), build(toy.spec, attention=attention).eval()
     other.load_state_dict(decoder.state_dict())
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "causal_mask", lambda like, make=ops.causal_mask: made.append(like) or make(like))
+        patch.setattr(ops, "mask", lambda *how, make=ops.mask: made.append(how) or make(*how))
         torch.testing.assert_close(other(toy.tokens()).logits, decoder(toy.tokens()).logits, rtol=1e-5, atol=1e-5)
     assert len(made) == (attention == "eager")
 
