@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from conftest import randomised
+from steps import with_attention
 
 from gptcalc.errors import GptcalcError
+from gptcalc.modules import build
 
 if TYPE_CHECKING:
     from conftest import Toy
@@ -34,7 +37,7 @@ def test_cache_has_the_shapes_of_every_layer(grouped_fused_toy: Toy) -> None:
     for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         cache = decoder.make_cache(3, 13, dtype)
         assert len(cache.layers) == 2
-        for tensor in (tensor for layer in cache.layers for tensor in layer):
+        for tensor in (tensor for layer in cache.layers for tensor in (layer.key, layer.value)):
             assert (tensor.shape, tensor.dtype) == ((3, 2, 13, 8), expected)
 
 
@@ -78,3 +81,21 @@ def test_learned_positions_end_for_a_cache_too(gpt2_toy: Toy) -> None:
     decoder = gpt2_toy.decoder()
     with pytest.raises(GptcalcError, match="a sequence of 20 tokens; allowed: at most n_ctx=19"), torch.no_grad():
         decoder(gpt2_toy.tokens(1, 1), cache=decoder.make_cache(1, 25), start=19)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("prompt", [3, 4, 5, 9])
+def test_a_window_keeps_no_more_tokens_than_it_sees(llama_toy: Toy, prompt: int, *, chunked: bool) -> None:
+    """A layer with a window of four has room for four tokens, and decodes as one pass over all would."""
+    spec = with_attention(llama_toy.spec, window=4, chunked=chunked)
+    decoder, tokens = randomised(build(spec)).eval(), llama_toy.tokens(2, 14)
+    cache = decoder.make_cache(2, 14)
+    assert {layer.key.shape for layer in cache.layers} == {(2, 2, 4, 10)}
+    with torch.no_grad():
+        whole = decoder(tokens).logits
+        parts = [decoder(tokens[:, :prompt], cache=cache).logits]
+        parts += [decoder(tokens[:, at : at + 1], cache=cache, start=at).logits for at in range(prompt, 14)]
+        blind = randomised(build(with_attention(llama_toy.spec, window=4, chunked=not chunked))).eval()
+        blind.load_state_dict(decoder.state_dict())
+        assert not torch.allclose(blind(tokens).logits, whole)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
