@@ -130,7 +130,7 @@ class Trunk(GPTEmbedding):
             self.attach(spec.output_projection.name, make(spec.output_projection.model_dump(), dims))
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def list_of_layers(self) -> nn.ModuleList:
         """The layers, the first one first."""
         layers = self.get_submodule(self.layers_name)
         if not isinstance(layers, nn.ModuleList):
@@ -149,7 +149,7 @@ class Trunk(GPTEmbedding):
         x = super().forward(input_ids, use_layer_norm, start=start)
         _check_cache(x, cache, start)
         shared = Pass(start)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.list_of_layers):
             shared.attention = self.attention[layer]
             x = block(x, shared, None if cache is None else cache.layers[layer])
         for name in self._last:
@@ -164,7 +164,7 @@ class Trunk(GPTEmbedding):
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """Input stage, layers, final norm, projection."""
         yield from super().itemise()
-        for block in self.blocks:
+        for block in self.list_of_layers:
             if isinstance(block, Itemised):
                 yield from block.itemise()
         for name in self._last:
@@ -242,7 +242,7 @@ class Decoder(Itemised):
     def make_cache(self, batch: int, seq: int, dtype: torch.dtype | None = None) -> KVCache:
         """Room for the keys and values of `batch` sequences of `seq` tokens, in the weights' dtype or in another."""
         dtype = self.trunk.token_weight.dtype if dtype is None else dtype
-        blocks: Iterator[Any] = iter(self.trunk.blocks)
+        blocks: Iterator[Any] = iter(self.trunk.list_of_layers)
         return KVCache(tuple(block.make_cache(batch, seq, dtype) for block in blocks))
 
     def tie(self) -> None:

@@ -242,7 +242,7 @@ def _math(  # noqa: PLR0913, PLR0917  what a kernel takes
     value: Tensor,
     dropout_p: float,
     causal: bool,  # noqa: FBT001
-    mask: Tensor | None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """`_scaled_dot_product_attention_math` of torch's attention.cpp, op by op and name by name.
 

@@ -155,15 +155,20 @@ def _multiply_backward(op: Op, dys: Incoming) -> Found:
 
 def _unfitted(op: Op, tensor: Tensor) -> Tensor:
     """The gradient of an input as a formula computes it: of the output's shape, in its dtype."""
-    if tensor.bytes == op.output.bytes and tensor.dtype == op.output.dtype:
+    if tensor.bytes == op.output.bytes and tensor.dtype == op.output.dtype and not _lacks_axes(tensor, op.output):
         return gradient(tensor)
     return Tensor(f"gradient of {tensor.label}, as computed", op.output.dims, op.output.dtype)
+
+
+def _lacks_axes(tensor: Tensor, wide: Tensor) -> bool:
+    """Whether a tensor is spread over the first axes of another: they are summed over, were they of one element."""
+    return len(tensor.dims) < len(wide.dims) and wide.dims[-len(tensor.dims) :] == tensor.dims
 
 
 def _fit(wide: Tensor, tensor: Tensor) -> tuple[Op, ...]:
     """What the engine does then: sum over what was spread, cast to the input's dtype (`validate_outputs`)."""
     rows: list[Op] = []
-    if product_size(wide.dims) != product_size(tensor.dims):
+    if product_size(wide.dims) != product_size(tensor.dims) or _lacks_axes(tensor, wide):
         rows.append(whole("aten::sum", (wide,), gradient(tensor)._replace(dtype=wide.dtype))._replace(drops=(wide,)))
         wide = rows[-1].output
     if wide.dtype != tensor.dtype:

@@ -86,7 +86,7 @@ def _slices(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_attention_slices_are_those_of_forward(grouped_fused_toy: Toy) -> None:
     """With the query slice zero, keys do not matter; with the value slice zero, nothing comes out."""
-    attention = grouped_fused_toy.decoder().eval().trunk.blocks[0].attn
+    attention = grouped_fused_toy.decoder().eval().trunk.list_of_layers[0].attn
     slices, x = _slices(attention), torch.randn(2, 7, grouped_fused_toy.spec.d_model)
     assert {key: tuple(tensor.shape) for key, tensor in slices.items()} == {
         "attn_q": (30, 48),
@@ -107,7 +107,7 @@ def test_attention_slices_are_those_of_forward(grouped_fused_toy: Toy) -> None:
 
 def test_expert_slices_are_those_of_forward(mixtral_toy: Toy) -> None:
     """Doubling the up slice doubles what the experts give; doubling the gate slice does not."""
-    mlp = mixtral_toy.decoder().eval().trunk.blocks[0].mlp
+    mlp = mixtral_toy.decoder().eval().trunk.list_of_layers[0].mlp
     slices, x = _slices(mlp), torch.randn(2, 7, mixtral_toy.spec.d_model)
     with torch.no_grad():
         before = mlp(x)
@@ -120,7 +120,7 @@ def test_expert_slices_are_those_of_forward(mixtral_toy: Toy) -> None:
 
 def test_gated_slices_are_those_of_forward(llama_toy: Toy) -> None:
     """Doubling the up layer doubles what a gated MLP gives; doubling the gate does not."""
-    mlp = llama_toy.decoder().eval().trunk.blocks[0].mlp
+    mlp = llama_toy.decoder().eval().trunk.list_of_layers[0].mlp
     slices, x = _slices(mlp), torch.randn(2, 7, llama_toy.spec.d_model)
     with torch.no_grad():
         before = mlp(x)

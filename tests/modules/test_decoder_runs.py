@@ -63,7 +63,7 @@ def test_no_token_sees_what_follows(toy: Toy) -> None:
 def test_grouped_fused_attention_is_a_plain_softmax(grouped_fused_toy: Toy) -> None:
     """Fused, grouped, rotary attention equals the textbook formula, head by head."""
     spec = grouped_fused_toy.spec
-    attention = grouped_fused_toy.decoder().eval().trunk.blocks[0].attn
+    attention = grouped_fused_toy.decoder().eval().trunk.list_of_layers[0].attn
     x = torch.randn(2, 7, spec.d_model)
     query, key, value = (x @ attention.c_attn.weight).split((48, 16, 16), dim=-1)
     heads = []
@@ -182,7 +182,7 @@ def test_each_dropout_acts_alone(gpt2_toy: Toy, field: str) -> None:
 def test_residual_dropout_follows_attention_and_mlp(toys: Mapping[str, Toy], name: str) -> None:
     """In training, about the stated share of what attention gives, and of what the MLP gives, is zero."""
     torch.manual_seed(0)
-    block = build(resolve(toys[name].config, {"residual_dropout": 0.5}).spec).train().trunk.blocks[0]
+    block = build(resolve(toys[name].config, {"residual_dropout": 0.5}).spec).train().trunk.list_of_layers[0]
     x = torch.randn(2, 13, toys[name].spec.d_model)
     for part in (block.child(half.part) for half in block.halves):
         gone = part(x) == 0
@@ -243,7 +243,7 @@ def test_initial_weights_have_the_stated_spread() -> None:
 def test_mixture_weights_are_initialised(mixtral_toy: Toy) -> None:
     """Experts and router start from the same spread; no number is left over from empty memory."""
     torch.manual_seed(0)
-    mlp = build(mixtral_toy.spec).trunk.blocks[0].mlp
+    mlp = build(mixtral_toy.spec).trunk.list_of_layers[0].mlp
     for parameter in mlp.state_dict().values():
         assert abs(float(parameter.std()) / 0.02 - 1) < 5 / (2 * parameter.numel()) ** 0.5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import ceil
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,9 @@ from gptcalc.tape.backward import gradients
 from gptcalc.tape.kernels import TARGETS, CudaKernels, Heads, choose_attention, splits, target, torch_version
 
 SMALL, LARGE = 8_519_680, 33_554_432  # facts/gpu_memory.md §1.2: `:4096:2:16:8`, and 32 MiB
-GPT2 = Heads(batch=8, n_keys=1024, n_heads=12, n_kv_heads=12, d_head=64, dropout=0.125, dtype="bf16", training=True)
-LLAMA = GPT2._replace(n_heads=32, n_kv_heads=8, d_head=128, dropout=0.0)
+SIZES = {"batch": 8, "n_keys": 1024, "n_heads": 12, "n_kv_heads": 12, "d_head": 64, "d_value": 64}
+GPT2 = Heads(**SIZES, dropout=0.125, dtype="bf16", training=True)
+LLAMA = GPT2._replace(n_heads=32, n_kv_heads=8, d_head=128, d_value=128, dropout=0.0)
 
 
 def product(*, bias: bool) -> Op:
@@ -101,12 +103,12 @@ def test_an_empty_product_does_not_reach_cublas() -> None:
         ("sm90", (2, 13), GPT2._replace(n_keys=1), "flash"),
         ("sm90", (2, 13), GPT2._replace(batch=65_536), "flash"),
         ("sm90", (2, 13), GPT2._replace(batch=65_535), "cudnn"),
-        ("sm100", (2, 13), GPT2._replace(d_head=136), "flash"),
+        ("sm100", (2, 13), GPT2._replace(d_head=136, d_value=136), "flash"),
         ("sm80", (2, 13), LLAMA, "flash"),
         ("sm120", (2, 15), GPT2, "flash"),
-        ("sm90", (2, 13), GPT2._replace(d_head=256), "cudnn"),
-        ("sm90", (2, 13), GPT2._replace(d_head=100), "flash"),
-        ("sm90", (2, 13), GPT2._replace(d_head=264), "efficient"),
+        ("sm90", (2, 13), GPT2._replace(d_head=256, d_value=256), "cudnn"),
+        ("sm90", (2, 13), GPT2._replace(d_head=100, d_value=100), "flash"),
+        ("sm90", (2, 13), GPT2._replace(d_head=264, d_value=264), "efficient"),
         ("sm90", (2, 13), GPT2._replace(dtype="fp32"), "efficient"),
         ("sm90", (2, 13), LLAMA._replace(dtype="fp32"), "math"),
         ("sm90", (2, 14), LLAMA._replace(dtype="fp32"), "efficient"),
@@ -115,12 +117,12 @@ def test_an_empty_product_does_not_reach_cublas() -> None:
         ("sm75", (2, 13), GPT2._replace(dtype="fp32", d_head=33), "efficient"),
         ("sm80", (2, 13), GPT2._replace(dtype="fp32", d_head=34), "math"),
         ("sm80", (2, 13), GPT2._replace(dtype="fp32", d_head=36), "efficient"),
-        ("sm86", (2, 13), GPT2._replace(d_head=200), "efficient"),
-        ("sm86", (2, 13), GPT2._replace(d_head=192), "flash"),
-        ("sm86", (2, 13), GPT2._replace(d_head=224, training=False), "flash"),
-        ("sm89", (2, 13), GPT2._replace(d_head=232), "efficient"),
-        ("sm89", (2, 13), GPT2._replace(d_head=232, dropout=0.0), "flash"),
-        ("sm80", (2, 13), GPT2._replace(d_head=232), "flash"),
+        ("sm86", (2, 13), GPT2._replace(d_head=200, d_value=200), "efficient"),
+        ("sm86", (2, 13), GPT2._replace(d_head=192, d_value=192), "flash"),
+        ("sm86", (2, 13), GPT2._replace(d_head=224, d_value=224, training=False), "flash"),
+        ("sm89", (2, 13), GPT2._replace(d_head=232, d_value=232), "efficient"),
+        ("sm89", (2, 13), GPT2._replace(d_head=232, d_value=232, dropout=0.0), "flash"),
+        ("sm80", (2, 13), GPT2._replace(d_head=232, d_value=232), "flash"),
     ],
 )
 def test_auto_is_what_torch_picks(name: str, torch: tuple[int, int], heads: Heads, backend: str) -> None:
@@ -155,17 +157,35 @@ def test_what_is_asked_for_is_taken(name: str) -> None:
     [
         ("flash", "sm90", GPT2._replace(dtype="fp32"), "fp32", "efficient, math, eager"),
         ("flash", "sm75", GPT2._replace(dtype="fp16"), "devices before sm80", "efficient, math, eager"),
-        ("flash", "sm90", GPT2._replace(d_head=264), "heads of more than 256", "efficient, math, eager"),
-        ("flash", "sm86", GPT2._replace(d_head=224), "the gradients of heads of 224", "efficient, math, eager"),
-        ("cudnn", "sm90", GPT2._replace(d_head=100), "heads of 100 (multiples of 8 up to 256)", "flash, math, eager"),
-        ("cudnn", "sm80", GPT2._replace(d_head=136), "heads of 136", "flash, efficient, math, eager"),
+        ("flash", "sm90", GPT2._replace(d_head=264, d_value=264), "heads of more than 256", "efficient, math, eager"),
+        (
+            "flash",
+            "sm86",
+            GPT2._replace(d_head=224, d_value=224),
+            "the gradients of heads of 224",
+            "efficient, math, eager",
+        ),
+        (
+            "cudnn",
+            "sm90",
+            GPT2._replace(d_head=100, d_value=100),
+            "heads of 100 (multiples of 8 up to 256)",
+            "flash, math, eager",
+        ),
+        ("cudnn", "sm80", GPT2._replace(d_head=136, d_value=136), "heads of 136", "flash, efficient, math, eager"),
         ("cudnn", "sm90", GPT2._replace(dropout=0.1), "a dropout of 0.1", "flash, efficient, math, eager"),
         ("cudnn", "sm90", GPT2._replace(n_keys=1), "a single key", "flash, efficient, math, eager"),
         ("cudnn", "sm90", GPT2._replace(dtype="fp32"), "fp32", "efficient, math, eager"),
         ("cudnn", "sm70", GPT2._replace(dtype="fp16"), "devices before sm80", "efficient, math, eager"),
         ("efficient", "sm90", LLAMA, "grouped heads", "cudnn, flash, math, eager"),
         ("efficient", "sm70", GPT2, "bf16 before sm80", "math, eager"),
-        ("efficient", "sm90", GPT2._replace(d_head=20), "heads of 20 (multiples of 8)", "flash, math, eager"),
+        (
+            "efficient",
+            "sm90",
+            GPT2._replace(d_head=20, d_value=20),
+            "heads of 20 (multiples of 8)",
+            "flash, math, eager",
+        ),
         ("efficient", "sm90", GPT2._replace(dtype="fp32", d_head=6), "heads of 6 (multiples of 4)", "math, eager"),
     ],
 )
@@ -392,3 +412,35 @@ def test_a_layer_norm_of_many_narrow_rows_sums_in_parts() -> None:
     assert buffers(normed(65_537, 132 * 16)) == []
     assert len(buffers(normed(65_537, 132 * 16 - 1))) == 2
     assert buffers(normed(65_537, 108 * 16), "sm80") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "torch", "changed", "expected"),
+    [
+        ("sm90", (2, 13), {"masked": True}, "cudnn"),
+        ("sm80", (2, 13), {"masked": True}, "efficient"),
+        ("sm80", (2, 13), {"masked": True, "n_kv_heads": 4}, "math"),
+        ("sm80", (2, 14), {"masked": True, "n_kv_heads": 4}, "efficient"),
+        ("sm90", (2, 13), {"written_out": "a softcap"}, "eager"),
+    ],
+)
+def test_a_mask_and_what_no_kernel_does_decide(
+    name: str, torch: tuple[int, int], changed: dict[str, Any], expected: str
+) -> None:
+    """Flash takes no mask, and what no kernel knows of is written out; the reason says so."""
+    choice = choose_attention("auto", GPT2._replace(**changed), target(name), torch)
+    assert choice.backend == expected
+    assert changed.get("written_out", "a mask") in choice.reason or expected == "cudnn"
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "words"),
+    [
+        ("flash", {"masked": True}, "'flash', which does not run with a mask; allowed: cudnn, efficient, math, eager"),
+        ("math", {"written_out": "sinks"}, "'math', which does not run with sinks; allowed: eager"),
+    ],
+)
+def test_a_kernel_that_cannot_is_refused_with_the_reason(asked: str, changed: dict[str, Any], words: str) -> None:
+    """What was asked for and cannot be is an error that names what can."""
+    with pytest.raises(InvalidValueError, match=re.escape(words)):
+        choose_attention(asked, GPT2._replace(**changed), target("sm90"), (2, 13))
