@@ -237,8 +237,9 @@ class MultiHeadAttention(Itemised):
             n_groups, heads = 4, (self.n_heads // 4,) * 3
         else:
             n_groups, heads = self.n_kv_heads, (self.n_heads // self.n_kv_heads, 1, 1)
-        groups = x.unflatten(axis, (n_groups, sum(heads), self.d_head))
-        parts = groups.split(heads, dim=axis - 1 if axis < 0 else axis + 1)
+        at = axis % x.dim()
+        groups = x.view(*x.shape[:at], n_groups, sum(heads), self.d_head, *x.shape[at + 1 :])
+        parts = groups.split_with_sizes(heads, dim=at + 1)
         return (parts[0], parts[2], parts[1]) if self.fused_by == "quarters" else parts
 
     def _normalised(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:

@@ -114,7 +114,8 @@ class LatentAttention(Itemised):
         """Room for the latent vectors and the rotated keys of `batch` sequences of `seq` tokens."""
         device = self.o_proj.weight.device
         sizes = (self.kv_rank, self.d_rope)
-        return LayerCache(*(torch.empty((batch, 1, seq, size), dtype=dtype, device=device) for size in sizes))
+        latent, key = (torch.empty((batch, 1, seq, size), dtype=dtype, device=device) for size in sizes)
+        return LayerCache(latent, key)
 
     def itemise(self) -> Iterator[tuple[str, Tensor]]:
         """The query's layers, those of keys and values, then the one back."""

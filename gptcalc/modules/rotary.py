@@ -51,14 +51,14 @@ class Rotary(NamedTuple):
         """Rotate the first R features of x (B, T, heads, H)."""
         if self.n_rotated == x.shape[-1]:
             return self._turn(x, angles)
-        turned, kept = x.split((self.n_rotated, x.shape[-1] - self.n_rotated), dim=-1)
+        turned, kept = x.split_with_sizes((self.n_rotated, x.shape[-1] - self.n_rotated), dim=-1)
         return torch.cat((self._turn(turned, angles), kept), dim=-1)
 
     def _turn(self, x: Tensor, angles: Angles) -> Tensor:
         """Feature i is paired with feature i + R/2, or, where they are interleaved, 2·i with 2·i + 1."""
         cos, sin = angles.cos.unsqueeze(1), angles.sin.unsqueeze(1)
         if self.interleaved:
-            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+            first, second = x.view(*x.shape[:-1], -1, 2).unbind(-1)
             return x * cos + torch.stack((-second, first), dim=-1).flatten(-2) * sin
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -31,7 +31,9 @@ class Given(NamedTuple):
 class Attends(Protocol):
     """What a backend must know of the part that it works for."""
 
-    dropout: float
+    @property
+    def dropout(self) -> float:
+        """The share of the attention weights that is dropped in training."""
 
     @property
     def scores(self) -> Scores:

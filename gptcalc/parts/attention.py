@@ -330,7 +330,7 @@ class MultiHeadAttention(Weighted):
         out = rows[-1].output
         names = [
             name
-            for name, there in (("weight", norm.learned), ("bias", norm.learned and getattr(norm, "bias", 0)))
+            for name, there in (("weight", norm.learned), ("bias", norm.learned and getattr(norm, "bias", False)))
             if there
         ]
         for name in names:
