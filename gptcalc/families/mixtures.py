@@ -163,5 +163,9 @@ class Grouped(Mixture):
 
     def mixture(self, **published: object) -> MixtureMLP:
         """Experts chosen by sigmoids, from the best groups alone."""
+        if self.n_experts % (self.n_groups or 1):
+            raise InvalidValueError(
+                f"n_experts: read {self.n_experts}; allowed: a multiple of n_groups={self.n_groups}"
+            )
         groups = {"n_groups": self.n_groups, "n_active_groups": self.n_active_groups}
         return super().mixture(**{"scores": "sigmoid", **groups, **published})

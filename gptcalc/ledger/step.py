@@ -110,10 +110,11 @@ def training(  # noqa: PLR0913  what a step depends on
         else:
             _gradients(record, parameters)
         record.stage("optimizer")
+        trained = [one for one in parameters if record.has_gradient(one.tensor.name, one.layer)]
         if not step:
-            optimizer.create(record, parameters)
+            optimizer.create(record, trained)
             record.segment("optimizer")
-        optimizer.step(record, parameters)
+        optimizer.step(record, trained)
         record.stage("end")
         for tensor, layer, label in parameters:
             record.segment(label, layer)

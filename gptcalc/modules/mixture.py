@@ -189,6 +189,34 @@ class StackedExperts(Experts):
         yield from zip(keys, map(self.get_parameter, self.weight_names), strict=True)
 
 
+class Correction(Itemised):
+    """What is added to the scores of E experts for the choice alone; no gradient gets there."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        """Allocate and initialise the only parameter, `name`."""
+        super().__init__()
+        self.name = name
+        self.register_parameter(name, empty(*shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zeros."""
+        init_constant(self.get_parameter(self.name), 0.0)
+
+    def itemise(self) -> Iterator[tuple[str, Tensor]]:
+        """It counts as a bias of the router."""
+        yield "router_bias", self.get_parameter(self.name)
+
+
+def _in_best_groups(shares: Tensor, n_groups: int, n_active_groups: int, top: int) -> Tensor:
+    """The shares (M, E), but minus infinity outside the best groups, whose `top` shares have the largest sums."""
+    groups = shares.view(*shares.shape[:-1], n_groups, -1)
+    rated = groups.topk(top, dim=-1).values.sum(dim=-1)
+    best = rated.topk(n_active_groups, dim=-1).indices
+    closed = torch.ones_like(rated, dtype=torch.bool).scatter_(-1, best, value=False)
+    return groups.masked_fill(closed.unsqueeze(-1), -torch.inf).flatten(-2)
+
+
 @register("mixture")
 class MixtureMLP(Itemised):
     """A router picks `n_active` of `n_experts` gated networks for each token (Jiang et al. 2024, §2.1).
@@ -221,6 +249,9 @@ class MixtureMLP(Itemised):
         weighted_input: bool = False,
         shared: Mapping[str, Any] | None = None,
         shared_gate_name: str = "",
+        averaged: bool = False,
+        correction: str = "",
+        correction_row: bool = False,
         dropout: float = 0.0,
     ) -> None:
         """Build the router, the experts and what all tokens use under their published names."""
@@ -233,10 +264,14 @@ class MixtureMLP(Itemised):
             raise InvalidValueError(f"n_active: read {n_active}; allowed with sparsemixer: {CHOSEN}")
         self.n_active, self.scores, self.scale, self.dropout = n_active, scores, scale, dropout
         self.normalised = normalised and scores != "softmax_after"  # which sum to one already
-        self.groups = None if n_groups is None else (n_groups, n_active_groups or n_groups, group_top)
+        all_groups = n_groups is None or n_active_groups in (None, n_groups)
+        self.groups = None if all_groups else (n_groups, n_active_groups, group_top)
         self.router_name, self.experts_name, self.shared_gate_name = router_name, experts_name, shared_gate_name
         self.shared_name = None if shared is None else str(shared["name"])
+        self.averaged, self.correction = averaged, correction
         self.attach(router_name, Linear(dims.d_model, [("router", n_experts)], bias=router_bias))
+        if correction:
+            self._correct(correction, (1, n_experts) if correction_row else (n_experts,))
         sizes = (dims.d_model, d_ff)
         common: dict[str, Any] = {"names": expert_names, "weighted_input": weighted_input}
         fused: dict[str, Any] = {"bias": experts_bias, "swapped": order == "in_out", "clamped": clamped}
@@ -251,6 +286,22 @@ class MixtureMLP(Itemised):
         if shared_gate_name:
             self.attach(shared_gate_name, Linear(dims.d_model, [("shared_expert_gate", 1)]))
 
+    def _correct(self, name: str, shape: tuple[int, ...]) -> None:
+        """A correction of the scores, in this module or in one further down."""
+        if self.scores not in ("softmax", "sigmoid"):
+            raise InvalidValueError(f"correction: read one with scores={self.scores}; allowed with softmax and sigmoid")
+        path, _, own = name.rpartition(".")
+        if path:
+            self.attach(path, Correction(own, shape))
+        else:
+            self.register_parameter(own, empty(*shape))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A correction of its own is zero."""
+        if self.correction and "." not in self.correction:
+            init_constant(self.get_parameter(self.correction), 0.0)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         rows = x.reshape(-1, x.shape[-1])
@@ -260,6 +311,8 @@ class MixtureMLP(Itemised):
         y = y.view(x.shape)
         if self.shared_name is not None:
             y = y + self._of_all(self.shared_name, x)
+        if self.averaged:
+            y = y * 0.5
         return ops.dropout(y, self.dropout, self.training)
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,9 +323,9 @@ class MixtureMLP(Itemised):
             largest, chosen = scores.float().topk(self.n_active, dim=-1)
             shares = _SQUASH[self.scores](largest)
             del largest
-        elif self.groups is not None and self.groups[1] < self.groups[0]:
+        elif self.correction or self.groups is not None:
             every = _SQUASH[self.scores](scores.float())
-            chosen = self._of_best_groups(every, *self.groups)
+            chosen = self._best(every)
             shares = every.gather(-1, chosen)
             del every
         else:
@@ -282,14 +335,12 @@ class MixtureMLP(Itemised):
         return chosen, shares if self.scale == 1 else shares * self.scale
 
     @torch.no_grad()
-    def _of_best_groups(self, shares: Tensor, n_groups: int, n_active_groups: int, top: int) -> Tensor:
-        """Which experts have the largest shares (M, E) in the best groups: (M, k)."""
-        groups = shares.view(*shares.shape[:-1], n_groups, -1)
-        rated = groups.topk(top, dim=-1).values.sum(dim=-1)
-        best = rated.topk(n_active_groups, dim=-1).indices
-        closed = torch.ones_like(rated, dtype=torch.bool).scatter_(-1, best, value=False)
-        left = groups.masked_fill(closed.unsqueeze(-1), -torch.inf)
-        chosen: Tensor = left.flatten(-2).topk(self.n_active, dim=-1).indices
+    def _best(self, shares: Tensor) -> Tensor:
+        """Which experts have the largest shares (M, E), once corrected, in the best groups: (M, k)."""
+        left = shares + self.get_parameter(self.correction) if self.correction else shares
+        if self.groups is not None:
+            left = _in_best_groups(left, *self.groups)
+        chosen: Tensor = left.topk(self.n_active, dim=-1).indices
         return chosen
 
     def _of_all(self, name: str, x: Tensor) -> Tensor:
@@ -302,3 +353,5 @@ class MixtureMLP(Itemised):
         for name in (self.router_name, self.experts_name, self.shared_name, self.shared_gate_name):
             if name:
                 yield from self.child(name).itemise()
+        if self.correction:
+            yield "router_bias", self.get_parameter(self.correction)

@@ -43,6 +43,10 @@ def mixture(part: "MixtureMLP", setting: Setting, x: Tensor) -> tuple[Op, ...]:
         own, of_all = out, _of_all(part, setting, rows, x)
         out = rows(tape.add(own, of_all, "output of all experts"))
         rows.drop(own, of_all)
+    if part.averaged:
+        added = out
+        out = rows(tape.scale(added, "average of all experts"))
+        rows.drop(added)
     if setting.training and part.dropout:
         rows(tape.dropout(out, "dropped MLP output"))
         rows.drop(out)
@@ -96,7 +100,7 @@ def _route(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Route
     elif part.scores.endswith("_after"):
         shares, chosen = _largest_then_shares(part, rows, wide, spare)
     else:
-        shares, chosen = _shares_then_largest(part, rows, wide, spare)
+        shares, chosen = _shares_then_largest(part, setting, rows, wide, spare)
     if part.normalised and part.scores != "softmax_after":
         largest = shares
         total = rows(tape.total(largest, "sum of the largest probabilities"))
@@ -122,14 +126,14 @@ def _largest_then_shares(
 
 
 def _shares_then_largest(
-    part: "MixtureMLP", rows: Rows, scores: Tensor, spare: tuple[Tensor, ...]
+    part: "MixtureMLP", setting: Setting, rows: Rows, scores: Tensor, spare: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     """All scores as shares, and the `k` largest of them, be it in the best groups alone."""
     n_active, label = Dim("k", part.n_active), "largest probabilities"
     every = rows(SQUASH[part.scores](scores, "router probabilities"))
     rows.drop(*spare)
-    if part.chooses_groups:
-        chosen = _of_best_groups(part, rows, every)
+    if part.correction or part.chooses_groups:
+        chosen = _best(part, setting, rows, every)
         largest = rows(tape.take(every, chosen, label))
     else:
         largest = rows(tape.topk(every, n_active, label, "chosen experts"))
@@ -138,32 +142,47 @@ def _shares_then_largest(
     return largest, chosen
 
 
-def _of_best_groups(part: "MixtureMLP", rows: Rows, every: Tensor) -> Tensor:
-    """Which experts have the largest shares in the best groups; autograd does not see it."""
+def _unseen(rows: Rows, op: Op) -> Tensor:
+    """The output of what autograd does not see."""
+    return rows(op._replace(unrecorded=True))
+
+
+def _best(part: "MixtureMLP", setting: Setting, rows: Rows, every: Tensor) -> Tensor:
+    """Which experts have the largest probabilities, once corrected, in the best groups; autograd does not see it."""
+    left, ended = every, []
+    if part.correction:
+        correction = setting.weight("correction", part.correction, Dim("E", part.n_experts))
+        left = _unseen(rows, tape.add(every, correction, "corrected probabilities"))
+        ended.append(left)
+    if part.chooses_groups:
+        left = _in_best_groups(part, rows, left)
+        rows.drop(*ended)
+        ended = [left]
+    largest = _unseen(rows, tape.topk(left, Dim("k", part.n_active), "largest of the best", "chosen experts"))
+    (chosen,) = rows[-1].handed
+    rows.drop(largest, *ended)
+    return chosen
+
+
+def _in_best_groups(part: "MixtureMLP", rows: Rows, every: Tensor) -> Tensor:
+    """The probabilities of experts in the best groups."""
     n_groups, n_active_groups = part.n_groups or 1, part.n_active_groups or 1
     groups, size = Dim("G", n_groups), Dim("(E/G)", part.n_experts // n_groups)
     tokens = every.dims[:-1]
-
-    def unseen(op: Op) -> Tensor:
-        return rows(op._replace(unrecorded=True))
-
-    by_group = unseen(tape.view(every, "probabilities by group", *tokens, groups, size))
-    top = unseen(
-        tape.topk(by_group, Dim("g", part.group_top), "best of each group", "places of the best")._replace(handed=())
-    )
-    rated = unseen(tape.total(top, "ratings of the groups"))
+    by_group = _unseen(rows, tape.view(every, "probabilities by group", *tokens, groups, size))
+    best = tape.topk(by_group, Dim("g", part.group_top), "best of each group", "places of the best")
+    top = _unseen(rows, best._replace(handed=()))
+    rated = _unseen(rows, tape.total(top, "ratings of the groups"))
     rows.drop(top)
-    best = unseen(tape.topk(rated, Dim("k/G", n_active_groups), "best ratings", "best groups"))
+    ratings = _unseen(rows, tape.topk(rated, Dim("k/G", n_active_groups), "best ratings", "best groups"))
     (places,) = rows[-1].handed
-    rows.drop(best)
-    closed = unseen(tape.whole("aten::ones_like", (), tape.made(rated, "groups that are not chosen", dtype="bool")))
-    left = unseen(tape.masked_fill(by_group, closed, "probabilities in the best groups"))
-    flat = unseen(tape.view(left, left.label, *every.dims))
-    rows.drop(left)
-    largest = unseen(tape.topk(flat, Dim("k", part.n_active), "largest in the best groups", "chosen experts"))
-    (chosen,) = rows[-1].handed
-    rows.drop(largest, flat, closed, places, rated, by_group)
-    return chosen
+    rows.drop(ratings)
+    mask = tape.made(rated, "groups that are not chosen", dtype="bool")
+    closed = _unseen(rows, tape.whole("aten::ones_like", (), mask))
+    open_groups = _unseen(rows, tape.masked_fill(by_group, closed, "probabilities in the best groups"))
+    flat = _unseen(rows, tape.view(open_groups, open_groups.label, *every.dims))
+    rows.drop(open_groups, closed, places, rated, by_group)
+    return flat
 
 
 def _compute(part: "MixtureMLP", setting: Setting, x: Tensor, routed: Routed) -> Rows:

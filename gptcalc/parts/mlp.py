@@ -144,7 +144,6 @@ class MixtureMLP(Weighted):
     A `weighted_input` is weighted before the experts, not after.
     """
 
-    without_ops = ("averaged", "correction")
     kind: Literal["mixture"] = "mixture"
     d_ff: Size
     activation: Activation

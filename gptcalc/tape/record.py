@@ -316,6 +316,10 @@ class Recorder:
         slot = self.hold(self.alloc(gradient(tensor), "gradients", "backward"))
         self._grads[None, self._named(tensor.name)] = Buffered(slot, viewed=False)
 
+    def has_gradient(self, name: str, layer: Home) -> bool:
+        """Whether a parameter has a gradient; what no op differentiates has none."""
+        return (None, name if layer is None else name.format(layer)) in self._grads
+
     def parameter_gradient(self, name: str) -> Slot | None:
         """The gradient of a parameter of the current layer, let go of by the engine's buffers: it is `.grad` now."""
         found = self._grads.pop((None, self._named(name)), None)

@@ -35,6 +35,7 @@ def routers(draw: st.DrawFn) -> dict[str, Any]:
     most = n_active_groups * per_group
     known = ["softmax", "softmax_after", "sigmoid", "sigmoid_after"] + ["sparsemixer"] * (most > 1)
     scores = draw(st.sampled_from(known))
+    corrections = ["", "score_bias", "gate.statistics.score_bias"] if scores in ("softmax", "sigmoid") else [""]
     return {
         "n_experts": n_groups * per_group,
         "n_active": 2 if scores == "sparsemixer" else draw(st.integers(1, most)),
@@ -46,6 +47,8 @@ def routers(draw: st.DrawFn) -> dict[str, Any]:
         "scale": draw(st.sampled_from([1.0, 2.5])),
         "router_name": draw(st.sampled_from(["gate", "inner.router", "router.layer"])),
         "router_bias": draw(st.booleans()),
+        "correction": draw(st.sampled_from(corrections)),
+        "correction_row": draw(st.booleans()),
     }
 
 
@@ -73,7 +76,11 @@ def shared(draw: st.DrawFn) -> dict[str, Any]:
         role="shared_experts",
         fused_name=draw(st.sampled_from(["", "both"])),
     )
-    return {"shared": of_all, "shared_gate_name": draw(st.sampled_from(["", "shared_gate"]))}
+    return {
+        "shared": of_all,
+        "shared_gate_name": draw(st.sampled_from(["", "shared_gate"])),
+        "averaged": draw(st.booleans()),
+    }
 
 
 def with_mixture(spec: Spec, **fields: Any) -> Spec:
@@ -87,8 +94,9 @@ def mixtures(draw: st.DrawFn, *, busy: bool = False) -> Case:
     """A toy whose layers have mixtures with every field drawn."""
     case = draw(cases(busy=busy))
     own = {"activation": draw(st.sampled_from(ACTIVATIONS)), "weighted_input": draw(st.booleans())}
-    own["name"] = draw(st.sampled_from(["mlp", "", "a.b"]))
     fields = own | draw(routers()) | draw(experts()) | draw(shared())
+    nameless = [] if fields["correction"] == "score_bias" else [""]  # a part without a name has no tensor of its own
+    fields["name"] = draw(st.sampled_from(["mlp", "a.b", *nameless]))
     return case._replace(spec=with_mixture(case.spec, **fields))
 
 

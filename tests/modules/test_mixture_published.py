@@ -32,6 +32,7 @@ SIZES: dict[str, Any] = {
     "head_dim": 16,
     "num_experts_per_tok": 3,
     "n_shared_experts": 2,
+    "num_shared_experts": 2,
     "q_lora_rank": 12,
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 8,
@@ -46,6 +47,8 @@ SIZES: dict[str, Any] = {
 }
 #: What else a type is asked for.
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
+    "axk1": ({"n_group": 4, "topk_group": 2},),
+    "cohere2_moe": ({"num_shared_experts": 2}, {"shared_expert_combination_strategy": "sum", "num_shared_experts": 1}),
     "dbrx": (
         {
             "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 8, "moe_top_k": 3},
@@ -90,6 +93,8 @@ def _pair(kind: str, more: dict[str, Any]) -> tuple[Callable[[torch.Tensor], tor
             parameter.normal_(0.0, 0.5)
     layer = model.get_submodule(f"{spec.trunk}.{spec.layers_name}.{index}")
     holder = layer.get_submodule(part["name"])
+    if hasattr(holder, "post_mlp_layernorm"):  # A.X K1's, which our block has
+        holder.post_mlp_layernorm = torch.nn.Identity()
     ours = make({**part, "name": "mlp"}, Dims.of(spec)).eval()
     weights = dict(holder.named_parameters())
     ours.load_state_dict({name: weights[name] for name in ours.state_dict()})
