@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The model that overrides alone speak of.
 DEFAULT_MODEL = "gpt2-small"
+#: More unknown fields than this share one note.
+MOST_UNKNOWN = 4
 
 
 class Reading(Record):
@@ -299,7 +301,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
         estimated=guessed.remark if guessed and guessed.by_fields else "",
         notes=(
             *([guessed.remark] if guessed and not guessed.by_fields else []),
-            *(note for key in unread if (note := _unread_note(key, given[key], family))),
+            *_unread_notes({key: given[key] for key in unread}, family),
             *family.remarks(given),
         ),
     )
@@ -325,18 +327,27 @@ def _family_of(config: Mapping[str, object], name: str) -> "tuple[type[Family], 
     return found.family, found
 
 
-def _unread_note(key: str, value: object, family: type[Family]) -> str:
-    """What to say of a field that the family does not read; nothing where it changes nothing."""
+def _unread_notes(unread: Mapping[str, object], family: type[Family]) -> Iterator[str]:
+    """What to say of fields that the family does not read; nothing of those that change nothing."""
     plain_values = PLAIN | dict(family.plain)
-    if key in IRRELEVANT | family.ignored or key in REFUSED or key.startswith("_"):
-        return ""
-    if key in plain_values:
-        if value in plain_values[key]:
-            return ""
-        read = f"{plain(key)} = {shown(value)}"
-        return f"{read} changes how the model computes, not what it stores; that is not modelled"
-    near = nearest(key, family.names(), most=1)
-    return f"{plain(key)} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
+    unknown = []
+    for key, value in unread.items():
+        if key == "quantization_config" and value:
+            yield "quantization_config: the weights are counted as they are before they are quantized, bytes included"
+        elif key in IRRELEVANT | family.ignored or key in REFUSED or key.startswith("_"):
+            continue
+        elif key not in plain_values:
+            unknown.append(key)
+        elif value not in plain_values[key]:
+            read = f"{plain(key)} = {shown(value)}"
+            yield f"{read} changes how the model computes, not what it stores; that is not modelled"
+    if len(unknown) > MOST_UNKNOWN:
+        named = ", ".join(plain(key) for key in unknown[:MOST_UNKNOWN])
+        yield f"{named} and {len(unknown) - MOST_UNKNOWN} more are no fields of this family and were not read"
+        return
+    for key in unknown:
+        near = nearest(key, family.names(), most=1)
+        yield f"{plain(key)} is no field of this family and was not read" + (f" (nearest: {near[0]})" if near else "")
 
 
 def _overridden(base: Resolved, overrides: Mapping[str, object]) -> Resolved:

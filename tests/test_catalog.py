@@ -247,3 +247,18 @@ def test_the_width_that_a_model_has_changes_nothing(name: str) -> None:
     model = resolve(name, {})
 
     assert resolve(name, {"d_model": model.family.d_model}).spec == model.spec
+
+
+def test_many_unknown_fields_share_a_note() -> None:
+    """A file of another program may have dozens of fields; the answer stays above its notes."""
+    notes = resolve({"model_type": "gpt2"} | {f"mine_{index}": index for index in range(40)}, {}).notes
+
+    assert notes == ("mine_0, mine_1, mine_2, mine_3 and 36 more are no fields of this family and were not read",)
+
+
+def test_a_quantized_checkpoint_is_said_to_be_counted_before() -> None:
+    """Four bits for a weight change no count, and every byte of the checkpoint."""
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+
+    assert resolve(config, {}).notes[0].startswith("quantization_config: the weights are counted as they are before")
+    assert resolve(config | {"quantization_config": None}, {}).notes == ()

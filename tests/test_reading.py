@@ -590,3 +590,18 @@ def test_reading_a_path_that_is_no_path_is_our_error() -> None:
     for name in ("a\0b.json", "x" * 5000 + ".json", "/", "/dev/zero", "no.py:NAME"):
         with pytest.raises(GptcalcError):
             read_model(Path(name))
+
+
+def test_a_tie_that_the_outer_class_decides_is_said() -> None:
+    """Mistral by itself is untied, in `mistral3` it is tied unless the outer object says no."""
+
+    def ties(outer: str, text: str, **said: bool) -> list[str]:
+        config = {"model_type": outer, "text_config": {"model_type": text, "vocab_size": 64}, **said}
+        return [note for note in read_mapping(config, "here").notes if "tie_word_embeddings" in note]
+
+    [said] = ties("mistral3", "mistral")
+    assert said.startswith("transformers' class of 'mistral3' ties where tie_word_embeddings is missing")
+    assert said.endswith("else --untied")
+    assert ties("mistral3", "mistral", tie_word_embeddings=True) == []
+    assert ties("gemma3", "gemma3_text") == []
+    assert ties("llama4", "llama4_text") == []

@@ -29,6 +29,8 @@ NEEDED = {
     "mixtral": ("n_vocab", "d_model", "n_layers", "n_heads", "d_ff", "norm_eps", "n_experts", "n_active", "tied"),
     "gpt2": ("n_vocab", "n_ctx", "d_model", "n_layers", "n_heads", "activation", "norm_eps", "tied"),
 }
+#: Of the reasons why a config is not read by its fields, so many are said.
+MOST_REASONS = 3
 
 
 class Guess(NamedTuple):
@@ -63,8 +65,10 @@ def guess(config: Mapping[str, object], where: str) -> Guess:
                 f" what no field says (as norms on query and key) is taken to be as in {name}"
             )
             return Guess(family, remark, by_fields=True)
-        reasons.append((len(reason), f"{name}: {', '.join(reason)}"))
-    advice = f"by its fields alone it cannot be counted: as {min(reasons)[1]}"
+        reasons.append((len(reason), name, reason))
+    count, name, why = min(reasons)
+    rest = f" and {count - MOST_REASONS} more" if count > MOST_REASONS else ""
+    advice = f"by its fields it is no {name}: {', '.join(why[:MOST_REASONS])}{rest}"
     raise UnknownNameError.near(f"{where}: model_type", str(model_type), types, advice)
 
 

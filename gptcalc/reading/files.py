@@ -50,6 +50,8 @@ OTHER = {
     "max_new_tokens": "generation settings",
 }
 
+#: What JSON calls a value that is no object, and no number.
+JSON_KINDS = {list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
 #: A file with one of these keys is a model's config, whatever else stands in it.
 MODEL = frozenset("model_type architectures text_config llm_config hidden_size n_embd emb_dim dim".split())
 
@@ -74,7 +76,8 @@ def read_model(path: Path) -> ModelFields:
             raise
         return _python(text, chosen, where)
     if not isinstance(value, Mapping):
-        raise UnreadableFileError(f"{where}: read a {type(value).__name__}; allowed: an object of hyperparameters")
+        kind = JSON_KINDS.get(type(value), "a number")
+        raise UnreadableFileError(f"{where}: read {kind}; allowed: an object of hyperparameters")
     return _mapped(value, chosen, where)
 
 

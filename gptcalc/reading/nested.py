@@ -116,12 +116,14 @@ def language_model(
                 f"{where}: {path}: model_type is missing, and {_named(fields)} has no default known here"
             )
         text["model_type"] = kind.text
-    text |= _tied(fields, text, kind, f"{where}: {path}")
+    tied = _tied(fields, text, kind, f"{where}: {path}")
+    why_tied = _tie_note(fields, text, tied)
+    text |= tied
     text, notes = _as_known(text, f"{where}: {path}", known)
     others = [name for name, value in outer.items() if isinstance(value, Mapping) and name.endswith("_config")]
     left = [name for name in others if name not in (key, "quantization_config", "generation_config")]
     leaving = f"; left out: {', '.join(left)}" if left else "; what else it has is left out"
-    return text, (f"{_named(outer)}: its language model is counted ({path}){leaving}", *notes)
+    return text, (f"{_named(outer)}: its language model is counted ({path}){leaving}", *why_tied, *notes)
 
 
 def _flat(fields: Mapping[str, object], where: str, known: list[str]) -> tuple[Mapping[str, object], tuple[str, ...]]:
@@ -132,10 +134,12 @@ def _flat(fields: Mapping[str, object], where: str, known: list[str]) -> tuple[M
     others = [key for key, value in fields.items() if isinstance(value, Mapping) and key.endswith("_config")]
     left = [key for key in others if key != "quantization_config"]
     text = {key: value for key, value in fields.items() if key not in left} | {"model_type": kind.text}
-    text |= _tied(fields, text, kind, where)
+    tied = _tied(fields, text, kind, where)
+    why_tied = _tie_note(fields, text, tied)
+    text |= tied
     text, notes = _as_known(text, where, known)
     leaving = f"; left out: {', '.join(left)}" if left else ""
-    return text, (f"{_named(fields)}: its language model is counted{leaving}", *notes)
+    return text, (f"{_named(fields)}: its language model is counted{leaving}", *why_tied, *notes)
 
 
 def _as_known(text: dict[str, object], where: str, known: list[str]) -> tuple[dict[str, object], tuple[str, ...]]:
@@ -177,6 +181,21 @@ def _tied(
         case "unknown" if own is None and said is not None:
             return {key: said}
     return {}
+
+
+def _tie_note(outer: Mapping[str, object], text: Mapping[str, object], tied: Mapping[str, object]) -> tuple[str, ...]:
+    """Where the tables are tied, or not, against what the language model by itself would have."""
+    from gptcalc.families import find_family, is_known
+
+    key = "tie_word_embeddings"
+    now, own, name = tied.get(key), text.get(key), text.get("model_type")
+    if own is None and is_known(name):
+        own = find_family(name, "").defaults.get("tied")
+    if not isinstance(now, bool) or outer.get(key) is not None or own == now:
+        return ()
+    verb, option = ("ties", "--untied") if now else ("does not tie", "--tied")
+    whole = shown(outer.get("model_type"))
+    return (f"transformers' class of {whole} {verb} where {key} is missing from the outer object; else {option}",)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

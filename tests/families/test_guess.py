@@ -58,7 +58,7 @@ def test_a_field_that_nobody_understands_is_named(key: str) -> None:
 @pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "tie_word_embeddings", "rms_norm_eps"])
 def test_a_size_that_is_not_given_is_named(key: str) -> None:
     """A class that is not known has no defaults."""
-    with pytest.raises(GptcalcError, match=f"as llama: {key} is missing"):
+    with pytest.raises(GptcalcError, match=f"no llama: {key} is missing"):
         count({name: value for name, value in LLAMA.items() if name != key})
 
 
@@ -107,3 +107,11 @@ def test_known_types_are_not_guessed() -> None:
     assert all(map(is_known, [*model_types(), "RefinedWeb", "kimi_k2"]))
     assert not is_known(None)
     assert not is_known("bert")
+
+
+def test_many_reasons_are_cut_short() -> None:
+    """An encoder's config lacks all that a decoder has: three reasons tell as much as eight."""
+    with pytest.raises(GptcalcError, match=r"vocab_size is missing, .* and \d more$") as refused:
+        count({"model_type": "bert", "hidden_size": 768})
+
+    assert len(str(refused.value)) < 200
