@@ -263,7 +263,8 @@ def _unit(setting: Setting, rows: Rows, at: Sizes, x: Tensor) -> Tensor:
 
 def _rates(setting: Setting, rows: Rows, at: Sizes, x: Tensor) -> tuple[Tensor, Tensor]:
     """β and the logarithm of the decay of each token."""
-    heads, one = (at.groups, at.per_group), Dim("1", 1)
+    heads = (at.groups, at.per_group)
+    all_tokens = tuple(dim if dim.size == 1 else Dim("1", 1) for dim in setting.tokens)
     both = tape.made(x, "β and decay", *setting.tokens, at.groups, Dim("2·(Nv/Nk)", 2 * at.per_group.size))
     tape.project(setting, rows, "in_proj_ba", x, both, bias=False)
     labels = ("β as projected", "decay as projected")
@@ -276,7 +277,7 @@ def _rates(setting: Setting, rows: Rows, at: Sizes, x: Tensor) -> tuple[Tensor, 
         setting.weight(label, name, at.states) for label, name in (("bias of the steps", "dt_bias"), ("decay", "A_log"))
     )
     wide_shift = _float(rows, shift, "bias of the steps in fp32")
-    seen = rows(tape.view(wide_shift, "bias of the steps by group", one, one, *heads))
+    seen = rows(tape.view(wide_shift, "bias of the steps by group", *all_tokens, *heads))
     shifted = rows(tape.add(wide, seen, "shifted decay"))
     rows.drop(seen, *_own((wide, a), (wide_shift, shift)))
     steps = rows(tape.activation("softplus", shifted, "steps"))
@@ -284,7 +285,7 @@ def _rates(setting: Setting, rows: Rows, at: Sizes, x: Tensor) -> tuple[Tensor, 
     wide_rate = _float(rows, rate, "logarithm of the decay in fp32")
     grown = rows(tape.activation("exp", wide_rate, "size of the decay"))
     rows.drop(*_own((wide_rate, rate)))
-    fast = rows(tape.view(grown, "size of the decay by group", one, one, *heads))
+    fast = rows(tape.view(grown, "size of the decay by group", *all_tokens, *heads))
     rows.drop(grown)
     negated = rows(tape.whole("aten::neg", (fast,), tape.made(fast, "decay by group")))
     rows.drop(fast)

@@ -136,7 +136,7 @@ def _add_backward(op: Op, dys: Incoming) -> Found:
     if not others:
         return Found((), {x: dy})
     (other,) = others
-    if [dim.size for dim in other.dims] == [dim.size for dim in x.dims]:
+    if other.dims == x.dims:
         return Found((), {x: dy, other: dy})
     return Found((whole("aten::sum", (dy,), gradient(other)),), {x: dy, other: gradient(other)})
 
