@@ -47,8 +47,12 @@ SIZES: dict[str, Any] = {
 }
 #: What else a type is asked for.
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
+    "aria_text": ({"moe_num_experts": 8, "moe_topk": 3},),
     "axk1": ({"n_group": 4, "topk_group": 2},),
-    "cohere2_moe": ({"num_shared_experts": 2}, {"shared_expert_combination_strategy": "sum", "num_shared_experts": 1}),
+    "cohere2_moe": (
+        {"num_shared_experts": 2},
+        {"shared_expert_combination_strategy": "sum", "num_shared_experts": 1, "expert_selection_fn": "sigmoid"},
+    ),
     "dbrx": (
         {
             "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 8, "moe_top_k": 3},
@@ -63,6 +67,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "glm4_moe": ({"n_group": 2, "topk_group": 1}, {"n_group": 1, "topk_group": 1}),
     "gpt_oss": ({"swiglu_limit": 0.5},),
     "granitemoeshared": ({}, {"shared_intermediate_size": 0}),
+    "hunyuan_v1_moe": ({"num_experts": 8, "moe_topk": 3},),
     "llama4_text": ({"num_experts_per_tok": 1}, {"num_experts_per_tok": 3}),
     "phimoe": ({"num_experts_per_tok": 2},),
     "qwen3_moe": ({"norm_topk_prob": True}, {"norm_topk_prob": False}),
