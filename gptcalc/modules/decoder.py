@@ -89,7 +89,8 @@ class Unembedding(Itemised):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to logits (B, T, V)."""
-        logits = functional.linear(x, self.matrix, self.bias)
+        # Only to dense rows does `linear` add a bias in the kernel that multiplies.
+        logits = functional.linear(x if self.bias is None else x.contiguous(), self.matrix, self.bias)
         if self.multiplier != 1.0:
             logits = logits * self.multiplier
         if self.softcap is not None:

@@ -114,7 +114,12 @@ class Unembedding(Weighted):
         if self.softcap is not None:
             after += [tape.over_number, partial(tape.activation, "tanh"), tape.scale]
         labels = {0: ["logits"], 1: ["scores", "logits"], 3: [*_BOUNDED], 4: ["scores", *_BOUNDED]}[len(after)]
-        scores = rows(tape.linear(x, weight, bias, tape.made(x, labels[0], *x.dims[:-1], n_vocab)))
+        dense = x
+        if bias is not None and not tape.is_dense(x):  # the last of several tokens: a bias is added to dense rows alone
+            dense = rows(tape.clone(x, f"{x.label}, side by side", *x.dims))
+        scores = rows(tape.linear(dense, weight, bias, tape.made(x, labels[0], *x.dims[:-1], n_vocab)))
+        if dense is not x:
+            rows.drop(dense)
         for op, label in zip(after, labels[1:], strict=True):
             before, scores = scores, rows(op(scores, label))
             rows.drop(before)
