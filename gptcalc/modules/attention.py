@@ -127,7 +127,7 @@ class MultiHeadAttention(Itemised):
         norms = [None if norm is None else (str(norm["name"]), norm) for norm in (q_norm, k_norm)]
         self.norm_names = tuple(norm and norm[0] for norm in norms)
         for named, count in zip(norms, (n_heads, n_kv_heads), strict=True):
-            if named is not None:
+            if named is not None and named[0] not in self._modules:  # Llama 4 has one for both, without weights
                 self.attach(named[0], _norm(named[1], dims, norm_over, (count, d_head)))
         self.sinks: nn.Parameter | None
         self.register_parameter("sinks", empty(n_heads) if sinks else None)
