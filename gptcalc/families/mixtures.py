@@ -91,7 +91,8 @@ class Mixture(Llama):
         """E experts, of which each token uses `n_active`, and those that all use."""
         if self.n_active > self.n_experts:
             raise InvalidValueError(f"n_active: read {self.n_active}; allowed: at most n_experts={self.n_experts}")
-        if self.has_bias("mlp_bias") and "experts_bias" not in published:
+        biased = "experts_bias" in published or any("mlp_bias" in own for own in self.huggingface.values())
+        if self.has_bias("mlp_bias") and not biased:  # a class that reads such a field has them in its other MLPs
             raise InvalidValueError("mlp_bias: read True; allowed: false (these experts have no biases)")
         names = self.names_of_mixture
         shared = self.shared_experts()

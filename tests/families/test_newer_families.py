@@ -181,6 +181,8 @@ EXPERTS = {
 }
 #: What a class calls the experts that a token uses, where that is not `num_experts_per_tok`.
 ACTIVE = dict.fromkeys(("aria_text", "hunyuan_v1_moe"), "moe_topk") | {"ernie4_5_moe": "moe_k"}
+#: The types whose experts are in eight groups by default.
+GROUPED = ("axk1", "deepseek_v3")
 #: What a class needs to run; its own default is no number, or none that divides.
 NEEDED: dict[str, dict[str, int]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -215,7 +217,8 @@ def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     }
     if model_type in EXPERTS:
         active = ACTIVE.get(model_type, "num_experts_per_tok")
-        config |= {EXPERTS[model_type]: 2 * draw(st.integers(1, 4)), active: draw(st.integers(1, 2))}
+        per_group = 8 if model_type in GROUPED else 2
+        config |= {EXPERTS[model_type]: per_group * draw(st.integers(1, 4)), active: draw(st.integers(1, 2))}
     options = COMMON | OPTIONS[model_type]
     kept = draw(st.sets(st.sampled_from(sorted(options)), min_size=len(options) - 3))
     return config | {key: draw(options[key]) for key in sorted(kept)}
