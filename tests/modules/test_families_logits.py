@@ -57,6 +57,16 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "codegen": ({"n_head": 4, "n_embd": 32}, {"n_head": 8, "n_embd": 64}),
     "gpt_neo": ({"attention_types": [[["global", "local"], 2]], "window_size": 5, "num_heads": 6},),
     "mpt": ({}, {"attn_config": {"model_type": "", "clip_qkv": 0.5}}),
+    "dbrx": (
+        {
+            "attn_config": {"model_type": "", "rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 0.5},
+            "ffn_config": {"model_type": "", "ffn_hidden_size": 36, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
+    "dots1": ({"n_shared_experts": 2},),
+    "axk1": ({"num_key_value_heads": 6, "head_dim": 4},),
+    "glm4_moe_lite": ({"num_key_value_heads": 6},),
+    "llama4_text": ({}, {"use_qk_norm": False, "attn_temperature_tuning": True, "floor_scale": 4}),
     "minicpm3": ({"num_key_value_heads": 6},),
     "youtu": ({"num_key_value_heads": 6, "head_dim": 4},),
     **dict.fromkeys(("axk1", "deepseek_v3"), ({"num_key_value_heads": 6, "head_dim": 4},)),
