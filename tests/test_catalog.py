@@ -262,3 +262,11 @@ def test_a_quantized_checkpoint_is_said_to_be_counted_before() -> None:
 
     assert resolve(config, {}).notes[0].startswith("quantization_config: the weights are counted as they are before")
     assert resolve(config | {"quantization_config": None}, {}).notes == ()
+
+
+def test_heads_do_not_follow_a_width_that_they_do_not_add_up_to() -> None:
+    """Gemma 3's 32 heads of 128 are not its width: a new width leaves them as they are."""
+    changed = resolve("gemma-3-27b", {"d_model": 1024})
+
+    assert changed.family.heads == (32, 16, 128)
+    assert "n_heads" not in changed.followed

@@ -64,7 +64,11 @@ class Measure(TyperCommand):
         return super().make_context(parent.info_name, args, parent=parent.parent, **extra)
 
 
-app = typer.Typer(add_completion=False, cls=MeasureOrShow)
+app = typer.Typer(
+    add_completion=False,
+    cls=MeasureOrShow,
+    help="Time real embedding and LayerNorm kernels against the device's own copy and launch times.",
+)
 
 
 def complete_case(incomplete: str) -> list[str]:

@@ -262,8 +262,8 @@ class Family(Record):
     def override(self, changes: Mapping[str, object], where: str) -> Self:
         """The record with `changes` (own names) and with what follows from them.
 
-        A new `d_model` alone keeps `d_head`, sets `n_heads` = D/`d_head` and keeps the ratio of `d_ff`. Where N·H was D
-        or K was N, it stays so. What is given explicitly wins.
+        A new `d_model` alone keeps `d_head` and the ratio of `d_ff`, and where N·H was D sets `n_heads` = D/`d_head`.
+        Where N·H was D or K was N, it stays so. What is given explicitly wins.
         """
         given = dict(changes)
         if "bias" in given:
@@ -275,7 +275,7 @@ class Family(Record):
         n_heads, n_kv_heads, d_head = self.heads
         if "d_model" in given and "d_ff" not in given:
             follows["d_ff"] = _same_ratio(self.width_ff, self.d_model, changed.d_model)
-        if "d_model" in given and "n_heads" not in given:
+        if "d_model" in given and "n_heads" not in given and n_heads * d_head == self.d_model:
             head = changed.d_head if "d_head" in given and changed.d_head else d_head
             follows["n_heads"] = whole(changed.d_model, head, "d_model", "d_head =")
             follows["d_head"] = head

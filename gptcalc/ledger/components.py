@@ -50,7 +50,10 @@ UNSTORED_POSITIONS = {
 #: Every component key (as in JSON), with its group.
 COMPONENTS = {
     "embedding": Component(
-        "token embedding", "token embedding", "one row of width D for each of the V tokens", f"{_VASWANI}, §3.4"
+        "token embedding",
+        "token embedding",
+        "one row of width D (W, where a projection follows) for each of the V tokens",
+        f"{_VASWANI}, §3.4",
     ),
     "embedding_proj": Component(
         "embedding projection",

@@ -38,7 +38,7 @@ class GatedDeltaNet(Weighted):
         yield Weight("dt_bias", "bias", (Slice("linear_attn", lasting),))
         yield Weight("A_log", "norm", (Slice("linear_attn", lasting),))
         wide = (key, key, value)
-        tail = ((Dim("1", 1),), (Dim("kernel", self.kernel),))
+        tail: tuple[Product, ...] = ((), (Dim("kernel", self.kernel),))
         yield Weight("conv1d.weight", "matmul", tuple(Slice("linear_attn", (rows, *tail)) for rows in wide))
         together = {"in_proj_qkvz": (*wide, value), "in_proj_ba": ((heads,), (heads,))}
         apart = {"in_proj_qkv": wide, "in_proj_z": (value,), "in_proj_b": ((heads,),), "in_proj_a": ((heads,),)}

@@ -180,14 +180,14 @@ class MixtureMLP(Weighted):
         width, experts = (Dim("D", spec.d_model),), (Dim("E", self.n_experts),)
         yield from linear(self.router_name, [("router", experts)], width, bias=self.router_bias)
         if self.correction:
-            axes = ((Dim("1", 1),), experts) if self.correction_row else (experts,)
+            axes: tuple[Product, ...] = ((), experts) if self.correction_row else (experts,)
             yield Weight(self.correction, "bias", (Slice("router_bias", axes),))
         active = (self.n_active, self.n_experts)
         for row in self._experts(width, (Dim("Fe", self.d_ff),), experts):
             yield row._replace(name=f"{self.experts_name}.{row.name}", active=active)
         yield from part_weights(self.shared, spec)
         if self.shared_gate_name:
-            yield from linear(self.shared_gate_name, [("shared_expert_gate", (Dim("1", 1),))], width, bias=False)
+            yield from linear(self.shared_gate_name, [("shared_expert_gate", ())], width, bias=False)
 
     def _experts(self, width: Product, inner: Product, experts: Product) -> Iterator[Weight]:
         if self.order == "stacked":

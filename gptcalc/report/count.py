@@ -162,7 +162,7 @@ def _meaning_table(count: Parameters, model: Resolved) -> Table:
 def _cache_table(kept: Cache) -> Table:
     """A row for each kind of layer."""
     columns = (
-        Column("kind", "layers", wraps=True),
+        Column("kind", "layers", wraps=True, least=18),
         Column("formula", "formula", wraps=True, drop=1),
         Column("token", "bytes a token", "count"),
         Column("seq", f"at {format_count(kept.seq)} tokens", "count"),

@@ -243,7 +243,7 @@ def _row_json(row: Weight, count: Parameters) -> CountLine:
     stored = 0 if row.tied_to else row.elements
     return {
         "key": row.name,
-        "label": ", ".join(component.label for component in components),
+        "label": ", ".join(dict.fromkeys(component.label for component in components)),
         "amount": stored,
         "unit": "parameters",
         "formula": formula.letters,
