@@ -109,7 +109,12 @@ class Mixture(Llama):
             "shared_gate_name": names.shared_gate if shared else "",
             "dropout": self.residual_dropout,
         }
-        return MixtureMLP.model_validate(fields | published)
+        mixture = MixtureMLP.model_validate(fields | published)
+        if mixture.chooses_groups and self.n_experts % (mixture.n_groups or 1):
+            raise InvalidValueError(
+                f"n_experts: read {self.n_experts}; allowed: a multiple of n_groups={mixture.n_groups}"
+            )
+        return mixture
 
     @property
     def width_expert(self) -> int:
@@ -164,9 +169,5 @@ class Grouped(Mixture):
 
     def mixture(self, **published: object) -> MixtureMLP:
         """Experts chosen by sigmoids, from the best groups alone."""
-        if self.n_experts % (self.n_groups or 1):
-            raise InvalidValueError(
-                f"n_experts: read {self.n_experts}; allowed: a multiple of n_groups={self.n_groups}"
-            )
         groups = {"n_groups": self.n_groups, "n_active_groups": self.n_active_groups}
         return super().mixture(**{"scores": "sigmoid", **groups, **published})

@@ -264,8 +264,8 @@ class MixtureMLP(Itemised):
             raise InvalidValueError(f"n_active: read {n_active}; allowed with sparsemixer: {CHOSEN}")
         self.n_active, self.scores, self.scale, self.dropout = n_active, scores, scale, dropout
         self.normalised = normalised and scores != "softmax_after"  # which sum to one already
-        all_groups = n_groups is None or n_active_groups in (None, n_groups)
-        self.groups = None if all_groups else (n_groups or 1, n_active_groups or 1, group_top)
+        limited = n_groups is not None and n_active_groups is not None and n_groups != n_active_groups
+        self.groups = (n_groups or 1, n_active_groups or 1, group_top) if limited else None
         self.router_name, self.experts_name, self.shared_gate_name = router_name, experts_name, shared_gate_name
         self.shared_name = None if shared is None else str(shared["name"])
         self.averaged, self.correction = averaged, correction
