@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc import tape
+from gptcalc.errors import InvalidValueError
 from gptcalc.formula import Dim, Product, product_size
 from gptcalc.parts.activation import activate
 from gptcalc.parts.sparsemixer import sparsemixer
@@ -167,6 +168,8 @@ def _best(part: "MixtureMLP", setting: Setting, rows: Rows, every: Tensor) -> Te
 def _in_best_groups(part: "MixtureMLP", rows: Rows, every: Tensor) -> Tensor:
     """The probabilities of experts in the best groups."""
     n_groups, n_active_groups = part.n_groups or 1, part.n_active_groups or 1
+    if part.n_experts % n_groups:
+        raise InvalidValueError(f"n_experts: read {part.n_experts}; allowed: a multiple of n_groups={n_groups}")
     groups, size = Dim("G", n_groups), Dim("(E/G)", part.n_experts // n_groups)
     tokens = every.dims[:-1]
     by_group = _unseen(rows, tape.view(every, "probabilities by group", *tokens, groups, size))

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptcalc.catalog import resolve
+from gptcalc.errors import GptcalcError
 from gptcalc.inventory import inventory
+from gptcalc.ledger.memory import memory
 from gptcalc.parts.mlp import GatedMLP, MixtureMLP
+from gptcalc.plan import Plan
 
 torch = pytest.importorskip("torch")
 
@@ -127,3 +131,12 @@ def test_the_worst_routing_needs_no_less(case: Case) -> None:
     with worst_routing():
         worst = [*peaks(case.training()), *peaks(case.inference())]
     assert all(less <= more for less, more in zip(even, worst, strict=True))
+
+
+def test_experts_that_do_not_part_into_groups_have_no_step() -> None:
+    """Such a model can be counted; nothing can be run with it, and its memory is refused."""
+    config = {"model_type": "deepseek_v3", "hidden_size": 32, "num_hidden_layers": 1, "first_k_dense_replace": 0}
+    model = resolve(config | {"n_routed_experts": 12, "n_group": 8, "topk_group": 4}, {})
+    assert inventory(model.spec)
+    with pytest.raises(GptcalcError, match="n_experts: read 12; allowed: a multiple of n_groups=8"):
+        memory(model.spec, Plan(seq=8), ("training",))
