@@ -112,6 +112,7 @@ class Falcon(MultiQuery):
     def block(self, layer: Layer) -> Block:
         """In parallel one dropout is on the sum of both parts; in a row each has its own."""
         first, second = self._norms
+        steepness = self.heads[2] ** -0.5 if self.positions == "alibi" else 1.0  # added before the scores are scaled
         dropout = 0.0 if self.parallel_attn else self.attention_dropout
         attention = self.attention(
             "self_attention", layer, qkv_names=("query_key_value",), out_name="dense", fused_by="groups"
@@ -119,7 +120,7 @@ class Falcon(MultiQuery):
         return Block(
             order="parallel" if self.parallel_attn else "pre",
             attention_norm=self.norm(first),
-            attention=attention.model_copy(update={"residual_dropout": dropout}),
+            attention=attention.model_copy(update={"residual_dropout": dropout, "alibi_steepness": steepness}),
             mlp_norm=self.norm(second) if second else None,
             mlp=self.dense_mlp("mlp", "dense_h_to_4h", "dense_4h_to_h"),
         )

@@ -136,6 +136,8 @@ class Family(Record):
     ff_ratio: ClassVar[int] = 0
     #: Whether rotations pair neighbouring features (GPT-J) or the two halves of a head (GPT-NeoX, Llama).
     interleaved: ClassVar[bool] = False
+    #: Whether angles grow the other way.
+    backwards: ClassVar[bool] = False
 
     n_vocab: Size
     n_ctx: Size
@@ -297,6 +299,7 @@ class Family(Record):
             fraction=self.rotary_fraction,
             scaling=self.rope_scaling,
             interleaved=self.interleaved,
+            backwards=self.backwards,
         )
 
     def attention(self, name: str, layer: Layer, **published: Any) -> MultiHeadAttention:

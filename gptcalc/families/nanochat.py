@@ -16,6 +16,7 @@ class NanoChat(Llama):
     """transformers' `NanoChatForCausalLM`; query and key are normalised after the rotation."""
 
     model_type = "nanochat"
+    backwards = True
     huggingface = {
         **{key: fields for key, fields in Llama.huggingface.items() if key != "mlp_bias"},
         "final_logit_softcapping": ("logit_softcap",),

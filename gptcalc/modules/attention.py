@@ -96,6 +96,7 @@ class MultiHeadAttention(Itemised):
         scale: float | None = None,
         softcap: float | None = None,
         alibi: bool = False,
+        alibi_steepness: float = 1.0,
         tempered: float | None = None,
         tempered_from: int | None = None,
         sinks: bool = False,
@@ -112,6 +113,7 @@ class MultiHeadAttention(Itemised):
         self.fused_by = fused_by if len(self.qkv_names) == 1 else "parts"
         self.norm_over, self.norm_after_rotary, self.gated = norm_over, norm_after_rotary, gated
         self.clip, self.softcap, self.alibi = clip, softcap, alibi
+        self.alibi_steepness = alibi_steepness
         self.window, self.chunked = window, chunked
         self.tempered = None if tempered is None else (tempered, tempered_from or 1)
         outputs = [
@@ -192,6 +194,7 @@ class MultiHeadAttention(Itemised):
             window=window,
             chunked=self.chunked and window is not None,
             alibi=self.n_heads if self.alibi else 0,
+            steepness=self.alibi_steepness,
             aligned=backend != "eager",
         )
         return shared.once(sight, partial(ops.mask, x, shared.start, sight))

@@ -8,7 +8,7 @@ tensors these functions name the op that CUDA runs, or make the allocations that
 from __future__ import annotations
 
 from contextlib import nullcontext
-from math import sqrt
+from math import log2, sqrt
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -87,12 +87,14 @@ def attention(  # noqa: PLR0913  what attention can be
 class Sight(NamedTuple):
     """Who sees whom: a `window` of tokens, or `chunked` all since its last multiple; `alibi` is a number of heads.
 
-    For a kernel rows of a mask are `aligned`, else torch copies it for every layer (`preprocess_mask`).
+    Their slopes are multiplied by `steepness`. For a kernel rows of a mask are `aligned`, else torch copies it for
+    every layer (`preprocess_mask`).
     """
 
     window: int | None = None
     chunked: bool = False
     alibi: int = 0
+    steepness: float = 1.0
     aligned: bool = False
 
 
@@ -105,7 +107,7 @@ def mask(like: Tensor, start: int, sight: Sight) -> Tensor:
     width = -(-seen // _MASK_ALIGNMENT) * _MASK_ALIGNMENT if sight.aligned else seen
     if not sight.alibi:
         return _hidden(like, width, sight)[:, :seen]
-    shift = _distances(like, width, sight.alibi)
+    shift = _distances(like, width, sight.alibi, sight.steepness)
     if not start:
         shift = shift + _hidden(like, width, sight)
     return shift[None, :, :, :seen]
@@ -123,13 +125,15 @@ def _hidden(like: Tensor, width: int, sight: Sight) -> Tensor:
     return hidden.triu(1).masked_fill(chunk[:length, None] != chunk, -torch.inf)
 
 
-def _distances(like: Tensor, width: int, n_heads: int) -> Tensor:
+def _distances(like: Tensor, width: int, n_heads: int, steepness: float) -> Tensor:
     """ALiBi (Press et al. 2022): (N, 1, width), for each head its slope times the position of the key.
 
     The slopes are powers of 2^(−8/N); where N is no power of two, those of the next one, every second one first.
     """
     power = 1 << (n_heads - 1).bit_length()
-    slopes = 2.0 ** (torch.arange(1, power + 1, dtype=torch.float32, device=like.device) * (-8 / power))
+    first = 1 - log2(steepness) * power / 8  # 2^(−8·i/N) times the steepness
+    last = first + power - 0.5
+    slopes = 2.0 ** (torch.arange(first, last, dtype=torch.float32, device=like.device) * (-8 / power))
     if power > n_heads:
         slopes = torch.cat((slopes[1::2], slopes[::2]))[:n_heads]
     positions = torch.arange(width, dtype=torch.float32, device=like.device)

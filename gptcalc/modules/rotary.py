@@ -25,6 +25,7 @@ class Rotary(NamedTuple):
     fraction: float = 1.0
     scaling: str | None = None
     interleaved: bool = False
+    backwards: bool = False
 
     @property
     def n_rotated(self) -> int:
@@ -43,7 +44,7 @@ class Rotary(NamedTuple):
             )
         exponents = torch.arange(0, self.n_rotated, 2, dtype=torch.float32, device=like.device) / self.n_rotated
         positions = torch.arange(start, start + like.shape[1], dtype=torch.float32, device=like.device)
-        half = torch.outer(positions, 1.0 / self.theta**exponents)
+        half = torch.outer(positions, (-1.0 if self.backwards else 1.0) / self.theta**exponents)
         both = torch.stack((half, half), dim=-1).flatten(-2) if self.interleaved else torch.cat((half, half), dim=-1)
         return Angles(both.cos().to(like.dtype), both.sin().to(like.dtype))
 

@@ -26,10 +26,11 @@ class MultiHeadAttention(Weighted):
     for all heads ("head"), with a gain for each ("heads"), with a norm for each ("list"), or over all heads together
     ("all"). They may be clipped (`clip`). A `window` limits how many tokens back are seen; `chunked`, none before the
     last multiple of it. Scores are multiplied by `scale` (else 1/√H), bounded by `softcap`, and shifted in proportion
-    to the distance (`alibi`: Press et al. 2022). The t-th query is multiplied by 1 + `tempered`·log(1 + ⌊t/s⌋) with
-    s = `tempered_from` (Llama 4). `sinks` are one more score for each head, of nothing (Xiao et al. 2024). A `gated`
-    output is multiplied by a sigmoid that the query layer computes beside the query, or a layer with a `gate_name`; it
-    may be normalised before the output layer (`out_norm`).
+    to the distance (`alibi`: Press et al. 2022; its slopes times `alibi_steepness`, in Falcon 1/√H). The t-th query
+    is multiplied by 1 + `tempered`·log(1 + ⌊t/s⌋) with s = `tempered_from` (Llama 4). `sinks` are one more score for
+    each head, of nothing (Xiao et al. 2024). A `gated` output is multiplied by a sigmoid that the query layer
+    computes beside the query, or a layer with a `gate_name`; it may be normalised before the output layer
+    (`out_norm`).
     """
 
     without_ops = ("gate_name", "out_norm")
@@ -55,6 +56,7 @@ class MultiHeadAttention(Weighted):
     scale: float | None = None
     softcap: float | None = None
     alibi: bool = False
+    alibi_steepness: float = 1.0
     sinks: bool = False
     gated: bool = False
     gate_name: str = ""

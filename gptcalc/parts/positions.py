@@ -98,13 +98,15 @@ class Rotary(Record):
     """Rotations of query and key inside attention (Su et al. 2021): no parameters.
 
     `fraction` of the head size is rotated; `scaling` names a long-context rule, `None` the plain angles. A feature is
-    paired with the one half a head further, or, where they are `interleaved`, with its neighbour (GPT-J).
+    paired with the one half a head further, or, where they are `interleaved`, with its neighbour (GPT-J). Angles may
+    go `backwards` (nanochat).
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
     scaling: str | None = None
     interleaved: bool = False
+    backwards: bool = False
 
     def n_rotated(self, d_head: int) -> int:
         """R: the features of a head that are rotated, its first ones."""

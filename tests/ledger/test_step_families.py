@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
 from decoders import decoder
 from decoders import model_types as types_of_transformers
-from steps import ALL, of_tape, of_trace
+from steps import ALL, kept, of_tape, of_trace
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import GptcalcError
@@ -23,6 +24,7 @@ from gptcalc.tape.kernels import torch_version
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from gptcalc.witness.saved_tensors import saved  # noqa: E402  as above
 from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402  it opens torch
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def test_a_step_of_every_family_is_torchs(model_type: str, attention: str, preci
     update = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, torch_version(plan.torch))
     training_step = training(spec, plan, trained, update, None, n_steps=1, recorded=ALL)
 
+    assert kept(training_step) == Counter(f"{row.dtype} {row.bytes}" for row in saved(spec, plan))
     assert of_tape(training_step) == of_trace(trace_training(spec, plan, 1))
     assert of_tape(inference(spec, plan, asked, None, recorded=ALL)) == of_trace(trace_inference(spec, plan))
 
