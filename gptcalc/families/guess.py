@@ -52,7 +52,7 @@ def guess(config: Mapping[str, object], where: str) -> Guess:
             )
             return Guess(find_family(named, where), remark)
     types = [*model_types(), *ALIASES]
-    if model_type in NOT_MODELLED:
+    if isinstance(model_type, str) and model_type in NOT_MODELLED:
         advice = "transformers has a class of that name, which no family reads"
         raise UnknownNameError.near(f"{where}: model_type", str(model_type), types, advice)
     reasons = []

@@ -52,7 +52,7 @@ COMPONENTS = {
     "embedding": Component(
         "token embedding",
         "token embedding",
-        "one row of width D (W, where a projection follows) for each of the V tokens",
+        "one row of width D for each of the V tokens",
         f"{_VASWANI}, §3.4",
     ),
     "embedding_proj": Component(

@@ -13,6 +13,7 @@ only itself and its neighbours, so that the middle one stands for all others.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from gptcalc.formula import Dim, Formula, Product
@@ -47,12 +48,38 @@ class Stretch(NamedTuple):
 
 
 def groups(spec: Spec, recorded: int) -> tuple[Group, ...]:
-    """What of each group of layers is recorded."""
+    """What of the layers is recorded: of equal ones in a row, or of a pattern that repeats, so many repetitions."""
+    blocks = [group.block for group in spec.layers]
+    kinds = [(group.n_layers, blocks.index(group.block)) for group in spec.layers]
     found: list[Group] = []
-    for group in spec.layers:
+    place = 0
+    while place < len(kinds):
         first = sum(other.recorded for other in found)
-        found.append(Group(first, min(group.n_layers, recorded), group.n_layers))
+        period, repetitions = _repeats(kinds, place, recorded)
+        if period:
+            taken = range(place, place + period)
+            pattern = tuple(index for index in taken for _ in range(kinds[index][0]))
+            found.append(Group(first, recorded * len(pattern), repetitions * len(pattern), pattern))
+        else:
+            n_layers, period, repetitions = kinds[place][0], 1, 1
+            found.append(Group(first, min(n_layers, recorded), n_layers, (place,)))
+        place += period * repetitions
     return tuple(found)
+
+
+#: The longest pattern of groups that is looked for.
+LONGEST_PATTERN = 8
+
+
+def _repeats(kinds: Sequence[tuple[int, int]], start: int, recorded: int) -> tuple[int, int]:
+    """How many groups from `start` on repeat, and how often, where that is oftener than is recorded; else 0, 0."""
+    for period in range(2, LONGEST_PATTERN + 1):
+        end = start + period
+        while end < len(kinds) and kinds[end] == kinds[end - period]:
+            end += 1
+        if (repetitions := (end - start) // period) > recorded:
+            return period, repetitions
+    return 0, 0
 
 
 def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = False) -> Setting:
@@ -138,9 +165,9 @@ def inference(  # noqa: PLR0913  what a run depends on
     """Build with a KV cache for T tokens, prefill of T tokens, decode of the T-th; logits live until a phase ends."""
     record, among = Recorder(kernels), groups(spec, recorded)
     _build(record, spec, plan, among)
-    for group, layers in zip(among, spec.layers, strict=True):
-        name, kept = _cache(spec, layers.block, plan)
-        for layer in range(group.first, group.first + group.recorded):
+    for group in among:
+        for layer, place in group.kinds:
+            name, kept = _cache(spec, spec.layers[place].block, plan)
             record.segment("KV cache", layer)
             where = f"{spec.trunk}.{spec.layers_name}.{{}}.{name}"
             for tensor in kept:
@@ -195,12 +222,14 @@ def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -
     n_before = next((index for index, row in enumerate(rows) if row.layers is not None), len(rows))
     for row in rows[:n_before]:
         allocate(row, None, "input")
-    start = 0
+    starts = list(accumulate((group.n_layers for group in spec.layers), initial=0))
+    own: dict[int, list[Weight]] = {}
+    for row in rows:
+        if row.layers is not None:
+            own.setdefault(starts.index(row.layers.start), []).append(row)
     for group in among:
-        own = [row for row in rows if row.layers is not None and row.layers.start == start]
-        start += group.n_layers
-        for layer in range(group.first, group.first + group.recorded):
-            for row in own:
+        for layer, place in group.kinds:
+            for row in own.get(place, ()):
                 allocate(row, layer, "layer")
     for row in (row for row in rows[n_before:] if row.layers is None):
         allocate(row, None, "head")
@@ -240,10 +269,11 @@ def _trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequenc
     rows = input_stage(inside, spec.embedding, positions, between=between, training=at.training).ops
     found = [Stretch("input", None, rows, rows[-1].output)]
     inside = inside._replace(shared={})
-    for group, layers, kernel in zip(among, spec.layers, attention, strict=True):
-        for layer in range(group.first, group.first + group.recorded):
-            block = inside.within(f"{spec.layers_name}.{{}}")._replace(first=not layer, attention=kernel)
-            found.append(Stretch("layer", layer, ops := ops_of(layers.block, block, at.x), result(ops)))
+    for group in among:
+        for layer, place in group.kinds:
+            block = inside.within(f"{spec.layers_name}.{{}}")._replace(first=not layer, attention=attention[place])
+            ops = ops_of(spec.layers[place].block, block, at.x)
+            found.append(Stretch("layer", layer, ops, result(ops)))
     return found
 
 

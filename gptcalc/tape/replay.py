@@ -7,6 +7,7 @@ before: that needs the whole replay.
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from gptcalc.allocator import Allocator, Block, Figures, round_size
@@ -14,11 +15,32 @@ from gptcalc.tape.record import Event, Recorder, Segment, Slot, Stage
 
 
 class Group(NamedTuple):
-    """Equal layers: `recorded` of them are recorded, from number `first` on; the model has `n_layers`."""
+    """Layers that repeat: `recorded` of them are recorded, from number `first` on; the model has `n_layers`.
+
+    `pattern` names the layers of one repetition, by their place in the spec: one kind, or several that take turns.
+    """
 
     first: int
     recorded: int
     n_layers: int
+    pattern: tuple[int, ...] = (0,)
+
+    @property
+    def kinds(self) -> Iterator[tuple[int, int]]:
+        """The number of each recorded layer, and its place in the spec."""
+        period = len(self.pattern)
+        return ((self.first + place, self.pattern[place % period]) for place in range(self.recorded))
+
+    def actual(self, place: int) -> range:
+        """Which of the model's layers the recorded one at `place` stands for, counted from the group's first."""
+        period = len(self.pattern)
+        repetition, last = place // period, self.recorded // period - 1
+        if self.recorded == self.n_layers or not repetition:
+            return range(place, place + 1)
+        if repetition == last:
+            actual = self.n_layers - period + place % period
+            return range(actual, actual + 1)
+        return range(period + place % period, self.n_layers - period, period)
 
 
 class Run(NamedTuple):
@@ -45,23 +67,38 @@ class Recording(NamedTuple):
         for group in self.groups:
             place = layer - group.first
             if 0 <= place < group.recorded:
-                if group.recorded == group.n_layers or not place:
-                    return range(start + place, start + place + 1)
-                last = start + group.n_layers - 1
-                return range(last, last + 1) if place == group.recorded - 1 else range(start + 1, last)
+                found = group.actual(place)
+                return range(start + found.start, start + found.stop, found.step)
             start += group.n_layers
         raise IndexError(layer)
 
     def runs(self, stage: Stage) -> Iterator[Run]:
         """The segments of a stage with the layers that they stand for: upwards, or after a later layer downwards."""
         before: int | None = None
-        for segment in stage.segments:
-            if segment.layer is None:
-                yield Run(segment, range(1))
+        for turns, together in groupby(stage.segments, self._turns):
+            segments = list(together)
+            if segments[0].layer is None:
+                yield from (Run(segment, range(1)) for segment in segments)
                 continue
-            layers = self.actual(segment.layer)
-            yield Run(segment, layers[::-1] if before is not None and before > segment.layer else layers)
-            before = segment.layer
+            for taking in [segments] if turns else [[segment] for segment in segments]:
+                numbers = [segment.layer or 0 for segment in taking]
+                down = before is not None and before > numbers[0]
+                layers = [self.actual(number)[:: -1 if down else 1] for number in numbers]
+                if len(taking) == 1:
+                    yield Run(taking[0], layers[0])
+                else:
+                    for turn in zip(*layers, strict=True):
+                        pairs = zip(taking, turn, strict=True)
+                        yield from (Run(segment, range(layer, layer + 1)) for segment, layer in pairs)
+                before = numbers[-1]
+
+    def _turns(self, segment: Segment) -> tuple[int, ...]:
+        """The group whose repeated layers take turns, of which the segment's layer is one."""
+        for group in self.groups if segment.layer is not None else ():
+            place = (segment.layer or 0) - group.first
+            if 0 <= place < group.recorded:
+                return (group.first,) if len(group.pattern) > 1 and len(group.actual(place)) > 1 else ()
+        return () if segment.layer is not None else (-1,)
 
 
 class Place(NamedTuple):
@@ -136,11 +173,14 @@ def fold(recording: Recording, wanted: range) -> Fold:
     points: list[Folded] = []
     rounded_peaks: list[int] = []
     alive: Counter[str] = Counter()
+    courses: dict[int, _Course] = {}
     rounded = 0
     for stage_number, stage in enumerate(recording.record.stages):
         rounded_peak = rounded
         for run_number, run in enumerate(recording.runs(stage)):
-            course, n = _course(run.events), len(run.layers)
+            if id(run.segment) not in courses:
+                courses[id(run.segment)] = _course(run.events)
+            course, n = courses[id(run.segment)], len(run.layers)
             if stage_number in wanted:
                 points += _points(run, course, alive, stage_number, run_number)
             for kind, size in course.added.items():
@@ -185,11 +225,14 @@ def replay(recording: Recording, *, expandable: bool) -> tuple[tuple[Figures, Fi
     malloc, free = allocator.malloc, allocator.free
     stride = recording.record.n_indices
     blocks: dict[int, Block | None] = {}
+    known: dict[int, list[tuple[int, int, int]]] = {}
     found = []
     for stage in recording.record.stages:
         allocator.reset_peak()
         for run in recording.runs(stage):
-            steps = [_address(recording, event, run.segment.layer, stride) for event in run.events]
+            if id(run.segment) not in known:
+                known[id(run.segment)] = [_address(recording, event, run.segment.layer, stride) for event in run.events]
+            steps = known[id(run.segment)]
             for layer in run.layers:
                 for size, base, times in steps:
                     address = base + times * layer

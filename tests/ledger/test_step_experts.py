@@ -105,7 +105,7 @@ def mixtures(draw: st.DrawFn, *, busy: bool = False) -> Case:
 
 
 @given(mixtures())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_a_step_is_what_torch_runs(case: Case) -> None:
     """Weights by name and component; training, what autograd keeps of it, and inference."""
     assert not compare(inventory(case.spec), build(case.spec))
@@ -115,7 +115,7 @@ def test_a_step_is_what_torch_runs(case: Case) -> None:
 
 
 @given(mixtures())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_step_with_idle_experts_is_what_torch_runs(case: Case) -> None:
     """Experts without rows run too, with biases and bounds of nothing."""
     with worst_routing(), worst_load():
@@ -124,7 +124,7 @@ def test_a_step_with_idle_experts_is_what_torch_runs(case: Case) -> None:
 
 
 @given(mixtures(busy=True))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_worst_routing_needs_no_less(case: Case) -> None:
     """Whatever the experts are, all tokens with the same ones take at least what an even routing takes."""
     even = [*peaks(case.training()), *peaks(case.inference())]

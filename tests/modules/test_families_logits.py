@@ -69,7 +69,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "llama4_text": ({}, {"use_qk_norm": False, "attn_temperature_tuning": True, "floor_scale": 4}),
     "minicpm3": ({"num_key_value_heads": 6},),
     "youtu": ({"num_key_value_heads": 6, "head_dim": 4},),
-    **dict.fromkeys(("axk1", "deepseek_v3"), ({"num_key_value_heads": 6, "head_dim": 4},)),
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3"), ({"num_key_value_heads": 6, "head_dim": 4},)),
     "cwm": ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},),
     "cohere": ({}, {"use_qk_norm": True}),
     "olmo": ({}, {"clip_qkv": 0.5}),

@@ -25,7 +25,7 @@ def test_a_tensor_that_no_rule_knows_is_a_component_of_its_own_name() -> None:
     [
         "model.layers.0.self_attn.indexer.k_norm.weight",
         "model.layers.0.input_layernorm.mlp.fc1.weight",
-        "model.layers.0.self_attn.gate_proj.weight",
+        "model.layers.0.self_attn.mix_proj.weight",
         "model.layers.0.mamba.out_proj.weight",
         "transformer.attentions.0.q_lin.weight",
     ],
