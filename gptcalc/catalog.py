@@ -280,8 +280,7 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
     names = family.names()
     given = {key: value for key, value in config.items() if key != "model_type"}
     unread = [] if strict else [key for key in given if key not in names or _is_legacy(key, given, family)]
-    own = family.translate({key: value for key, value in given.items() if key not in unread}, name)
-    own = {key: value for key, value in own.items() if value is not None or family.model_fields[key].default is None}
+    own = family.given(family.translate({key: value for key, value in given.items() if key not in unread}, name))
     loaded = family.load(own, name)
     return Resolved(
         name=name,
@@ -292,10 +291,10 @@ def _from_config(config: Mapping[str, object], name: str, *, strict: bool = Fals
             {
                 key: value
                 for key, value in config.items()
-                if key in family.huggingface or key not in family.model_fields
+                if key in family.published() or key in family.nested or key not in family.model_fields
             },
             family,
-            {key: own[key] for key in own if key in config and key not in family.huggingface},
+            {key: own[key] for key in own if key in config and key not in family.published()},
         ),
         defaults={key: value for key, value in loaded.resolved().items() if key not in own and key not in UNCOUNTED},
         estimated=guessed.remark if guessed and guessed.by_fields else "",
@@ -385,7 +384,7 @@ def _with_fields(
     """`config` with own fields written under the Hugging Face name that it uses, or the first that there is."""
     updated = dict(config)
     for name, value in own.items():
-        keys = [key for key, fields in family.huggingface.items() if name in fields]
+        keys = [key for key, fields in family.published().items() if name in fields]
         if keys:
             updated[next((key for key in keys if key in config), keys[0])] = value
     return MappingProxyType(updated)

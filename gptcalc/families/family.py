@@ -192,6 +192,13 @@ class Family(Record):
         yield from ()
 
     @classmethod
+    def published(cls) -> dict[str, tuple[str, ...]]:
+        """Hugging Face's names with the own fields that each sets; a family's further fields may have the same name."""
+        mapped = {field for fields in cls.huggingface.values() for field in fields}
+        further = cls.model_fields.keys() - Family.model_fields.keys() - mapped
+        return {field: (field,) for field in sorted(further)} | dict(cls.huggingface)
+
+    @classmethod
     def translate(cls, values: Mapping[str, object], where: str) -> dict[str, object]:
         """`values` under gptcalc's own names; an unknown name is an error that names the nearest one.
 
@@ -226,6 +233,11 @@ class Family(Record):
                     )
                 own[field], read[field] = value, key
         return own
+
+    @classmethod
+    def given(cls, own: Mapping[str, object]) -> dict[str, object]:
+        """What a file says: a null says nothing where a field cannot be one."""
+        return {key: value for key, value in own.items() if value is not None or cls.model_fields[key].default is None}
 
     @classmethod
     def load(cls, own: Mapping[str, object], where: str) -> Self:

@@ -44,9 +44,9 @@ def transformers_class(model: Resolved, rows: Sequence[Weight]) -> Evidence:
 def _not_expressible(model: Resolved) -> str:
     """Why no config of the transformers class gives this model; empty where one does."""
     family = type(model.family)
-    known = {key: value for key, value in model.huggingface.items() if key in family.names() and value is not None}
+    known = {key: value for key, value in model.huggingface.items() if key in family.names()}
     try:
-        plain = family.load(family.translate(known, model.name), model.name)
+        plain = family.load(family.given(family.translate(known, model.name)), model.name)
         if plain.spec() == model.spec:
             return ""
     except GptcalcError as error:
