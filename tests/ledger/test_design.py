@@ -262,7 +262,7 @@ def test_no_more_shapes_are_counted_than_are_near(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "path", sorted((DATA / "configs").glob("*.json")), ids=lambda path: str(path.stem).partition("__")[2]
+    "path", sorted((DATA / "configs").glob("*.json"))[::4], ids=lambda path: str(path.stem).partition("__")[2]
 )
 def test_every_published_config_is_found_from_its_own_count(path: Path) -> None:
     """Whatever its heads, experts and layers are like: built as itself, its shape is the first and exact."""

@@ -73,7 +73,7 @@ def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
     return spec, PLAN.model_copy(update=plan)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(drawn=toys())
 def test_training_of_linear_attention_is_torchs(drawn: tuple[Spec, Plan]) -> None:
     """Projections, convolution, chunks, gated norm, and their gradients; and what autograd keeps of them."""
@@ -82,7 +82,7 @@ def test_training_of_linear_attention_is_torchs(drawn: tuple[Spec, Plan]) -> Non
     assert sorted(kept(tape_training(*drawn, n_steps=1)).elements()) == hooks
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(drawn=toys())
 def test_inference_keeps_states_and_the_last_inputs(drawn: tuple[Spec, Plan]) -> None:
     """A prompt goes in chunks and leaves the state; a token changes it in place."""
