@@ -7,7 +7,9 @@ tensors these functions name the op that CUDA runs, or make the allocations that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from math import log2, sqrt
 from typing import Any, Literal, NamedTuple, cast
 
@@ -209,25 +211,13 @@ def _flash(  # noqa: PLR0913, PLR0917  what a kernel takes
     return padded[..., :size] if missing else padded
 
 
-def _efficient(  # noqa: PLR0913, PLR0917  what a kernel takes
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float,
-    causal: bool,  # noqa: FBT001
-    mask: Tensor | None,
-) -> Tensor:
-    keeps = torch.is_grad_enabled() and query.requires_grad
-    op = _aten._scaled_dot_product_efficient_attention  # noqa: SLF001
-    return cast(Tensor, op(query, key, value, _by_head(mask, query, key), keeps, dropout_p, causal)[0])
-
-
 def _by_head(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """The mask as kernels want it, (B, N, T, S): seen so, not copied."""
     return None if mask is None else mask.expand(*query.shape[:-1], key.shape[-2])
 
 
-def _cudnn(  # noqa: PLR0913, PLR0917  what a kernel takes
+def _with_mask(  # noqa: PLR0913, PLR0917  what a kernel takes
+    op: Callable[..., tuple[Tensor, ...]],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -235,9 +225,9 @@ def _cudnn(  # noqa: PLR0913, PLR0917  what a kernel takes
     causal: bool,  # noqa: FBT001
     mask: Tensor | None,
 ) -> Tensor:
+    """The fused kernels that take a mask, and are told whether gradients will be wanted."""
     keeps = torch.is_grad_enabled() and query.requires_grad
-    op = _aten._scaled_dot_product_cudnn_attention  # noqa: SLF001
-    return cast(Tensor, op(query, key, value, _by_head(mask, query, key), keeps, dropout_p, causal)[0])
+    return op(query, key, value, _by_head(mask, query, key), keeps, dropout_p, causal)[0]
 
 
 def _math(  # noqa: PLR0913, PLR0917  what a kernel takes
@@ -298,7 +288,12 @@ class _SafeSoftmax(torch.autograd.Function):
         return _aten._softmax_backward_data(grad, result, -1, grad.dtype)  # noqa: SLF001
 
 
-_ON_META = {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "math": _math}
+_ON_META: dict[str, Callable[..., Tensor]] = {
+    "flash": _flash,
+    "cudnn": partial(_with_mask, _aten._scaled_dot_product_cudnn_attention),  # noqa: SLF001
+    "efficient": partial(_with_mask, _aten._scaled_dot_product_efficient_attention),  # noqa: SLF001
+    "math": _math,
+}
 
 
 class _DenseGradient(torch.autograd.Function):
