@@ -286,25 +286,9 @@ def memory(  # noqa: PLR0913  a setting is an argument
     The settings are the options of `gptcalc memory`; `None` is its default. `depth` is the detail of `to_dict()`:
     1 components, 2 ops, 3 tensors. Raises `GptcalcError` on a bad request.
     """
-    asked = {
-        "mode": mode,
-        "batch": batch,
-        "seq": seq,
-        "precision": precision,
-        "optimizer": optimizer,
-        "optimizer_impl": optimizer_impl,
-        "momentum": momentum,
-        "dropout": dropout,
-        "attention": attention,
-        "kv_dtype": kv_dtype,
-        "logits": logits,
-        "target": target,
-        "torch": torch,
-        "expandable_segments": expandable_segments,
-        "implementation": implementation,
-        "scope": scope,
-    }
-    given = {name: value for name, value in asked.items() if value is not None}
+    from gptcalc.ledger.asked import SETTINGS
+
+    given = {name: value for name, value in locals().items() if name in (*SETTINGS, "scope") and value is not None}
     named = ({} if depth == 1 else {"depth": depth}) | given | overrides
     arguments = ([] if model is None else [repr(model)]) + [f"{name}={value!r}" for name, value in named.items()]
     report = memory_of(model, overrides, given, depth=depth)

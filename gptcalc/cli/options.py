@@ -4,13 +4,16 @@ import re
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcalc.catalog import preset_names
 from gptcalc.errors import InvalidValueError, shown
 from gptcalc.report.formats import Format
+
+if TYPE_CHECKING:
+    from gptcalc.ledger.asked import Setting
 
 FormatOption = Annotated[
     Format, typer.Option("--format", "-f", metavar="FORMAT", help="table, json, csv or markdown.", show_default=False)
@@ -27,8 +30,6 @@ DIMS = {
     "n_vocab": "Vocabulary (V).",
     "n_ctx": "Context, rows of the position table (C).",
 }
-#: Options of a run whose values are numbers.
-PLAN_NUMBERS = ("batch", "seq", "momentum", "dropout")
 #: Option names that are not simply the field's.
 SPELLED = {"n_vocab": "--vocab", "n_ctx": "--context"}
 
@@ -80,15 +81,15 @@ def takes_overrides(command: Callable[..., None]) -> Callable[..., None]:
 
 def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a run on one device; it receives those that were given as `plan`."""
-    options = _plan_options()
+    from gptcalc.ledger.asked import SETTINGS  # for the commands that have them alone
 
     @wraps(command)
     def wrapper(**given: Any) -> None:
-        asked = {name: value for name in options if (value := given.pop(name)) is not None}
-        numbers = {name: _number(asked[name]) for name in PLAN_NUMBERS if name in asked}
+        asked = {name: value for name in SETTINGS if (value := given.pop(name)) is not None}
+        numbers = {name: _number(value) for name, value in asked.items() if SETTINGS[name].kind == "number"}
         command(plan=asked | numbers, **given)
 
-    _take(wrapper, command, options, ("plan",))
+    _take(wrapper, command, {name: _plan_option(name, setting) for name, setting in SETTINGS.items()}, ("plan",))
     return wrapper
 
 
@@ -141,41 +142,20 @@ def parse_pair(pair: str, what: str) -> tuple[str, object]:
     return key, parse_value(text.strip())
 
 
-def _plan_options() -> dict[str, dict[str, Any]]:
-    """The options of a run; built for the commands that have them, since the choices are imported."""
-    from gptcalc.ledger.asked import CHOICES
-
-    def option(field: str, text: str, panel: str, metavar: str = "NAME") -> dict[str, Any]:
-        names = CHOICES.get(field, ())
-        listed = f"{', '.join(names)}: " if len(names) > 1 else ""
-        return _option(
-            str,
-            spelled(field),
-            metavar=metavar,
-            help=f"{listed}{text}",
-            rich_help_panel=panel,
-            autocompletion=lambda incomplete: [name for name in names if name.startswith(incomplete.lower())],
-        )
-
-    run, training, inference = "The run", "The run: training", "The run: inference"
-    flag = typer.Option("--expandable-segments", help="As with PYTORCH_ALLOC_CONF.", rich_help_panel=run)
-    return {
-        "mode": option("mode", "what runs. (default: both)", run),
-        "batch": option("batch", "Sequences on this device (B). (default: 1)", run, "N"),
-        "seq": option("seq", "Tokens of each (T). (default: the context, 1,024 at most)", run, "N"),
-        "precision": option("precision", "the dtype of weights and activations. (default: bf16)", run),
-        "attention": option("attention", "auto is what torch picks. (default: auto)", run),
-        "implementation": option("implementation", "Whose code. (default: reference, gptcalc's own module)", run),
-        "target": option("target", "The device's compute capability. (default: sm90)", run, "smXX"),
-        "torch": option("torch", "The release of PyTorch. (default: 2.13)", run, "X.Y"),
-        "expandable_segments": {"default": None, "annotation": Annotated[bool | None, flag]},
-        "optimizer": option("optimizer", "the update. (default: adamw)", training),
-        "optimizer_impl": option("optimizer_impl", "how it runs. (default: foreach)", training),
-        "momentum": option("momentum", "With sgd. (default: 0)", training, "X"),
-        "dropout": option("dropout", "All dropouts at once. (default: the model's own)", training, "P"),
-        "kv_dtype": option("kv_dtype", "the dtype of the KV cache. (default: the precision)", inference),
-        "logits": option("logits", "the tokens of a prompt that are scored. (default: last)", inference),
-    }
+def _plan_option(field: str, setting: "Setting") -> dict[str, Any]:
+    """The option of a setting."""
+    panel = ": ".join(filter(None, ("The run", setting.used_in)))
+    if setting.kind == "flag":
+        return _option(bool, spelled(field), help=setting.help, rich_help_panel=panel)
+    names = setting.names
+    return _option(
+        str,
+        spelled(field),
+        metavar=setting.metavar,
+        help=f"{', '.join(names)}: {setting.help}" if len(names) > 1 else setting.help,
+        rich_help_panel=panel,
+        autocompletion=lambda incomplete: [name for name in names if name.startswith(incomplete.lower())],
+    )
 
 
 def _option(annotation: Any, *names: str, **settings: Any) -> dict[str, Any]:

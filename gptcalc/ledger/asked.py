@@ -7,7 +7,7 @@
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.plan import AttentionChoice, Logits, OptimizerImpl, OptimizerName, Plan, Precision
@@ -19,32 +19,31 @@ if TYPE_CHECKING:
 Asked = Mapping[str, object]
 Spelled = Callable[[str], str]
 
+
+class Setting(NamedTuple):
+    """A setting of a run: one row of `SETTINGS` is all that it takes beside its field in `Plan` and `gptcalc.memory`.
+
+    `help` is what its option says. It takes one of `names`, or what `check` lets through; neither: it is handled by
+    itself below. `used_in` is the one mode that has a use for it. `kind` is what the command line reads: a name, a
+    number, a word (`metavar` says which), or a flag. `told` says whether the heading names it where nobody gave it.
+    """
+
+    help: str
+    names: tuple[str, ...] = ()
+    check: Callable[[object, str], object] | None = None
+    used_in: Literal["", "training", "inference"] = ""
+    kind: Literal["name", "number", "word", "flag"] = "name"
+    metavar: str = "NAME"
+    told: bool = True
+
+
 #: What `mode` may be, and the modes that it asks for.
 MODES: "Mapping[str, tuple[ModeName, ...]]" = MappingProxyType(
     {"training": ("training",), "inference": ("inference",), "both": ("training", "inference")}
 )
-#: The fields that take a name, and the names.
-CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "mode": tuple(MODES),
-        "precision": get_args(Precision),
-        "optimizer": get_args(OptimizerName),
-        "optimizer_impl": get_args(OptimizerImpl),
-        "attention": get_args(AttentionChoice),
-        "kv_dtype": get_args(Precision),
-        "logits": get_args(Logits),
-        "implementation": ("reference",),
-        "scope": ("model", "embedding"),
-    }
-)
-#: Every setting of a run of the whole model.
-SETTINGS = (
-    *("mode", "precision", "attention", "implementation", "optimizer", "optimizer_impl", "kv_dtype", "logits"),
-    *("batch", "seq", "momentum", "dropout", "target", "torch", "expandable_segments"),
-)
-#: What only one of the modes has, and what the embedding stage by itself has.
-TRAINING = ("optimizer", "optimizer_impl", "momentum", "dropout")
-INFERENCE = ("kv_dtype", "logits")
+#: The names of the field `scope`, which no other command has.
+SCOPES = ("model", "embedding")
+#: What the embedding stage by itself has.
 EMBEDDING = ("batch", "seq", "precision", "implementation", "scope")
 #: The fields of the model that `dropout` sets.
 DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
@@ -63,19 +62,23 @@ class Settled(NamedTuple):
 def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
     """The plan of a request about `spec`."""
     given = {field: value for field, value in asked.items() if value is not None}
-    names = {field: _choice(field, value, spelled) for field, value in given.items() if field in CHOICES}
+    names = {field: _choice(field, value, spelled) for field, value in given.items() if field in _NAMES}
     mode, scope = names.get("mode", "both"), names.get("scope", "model")
     _must_agree(given, names, spelled)
-    fields: dict[str, object] = {
-        field: names[field] for field in CHOICES if field in names and field in Plan.model_fields
-    }
+    fields: dict[str, object] = {field: name for field, name in names.items() if field in Plan.model_fields}
     fields["kv_dtype"] = names.get("kv_dtype", names.get("precision", "bf16"))
-    fields |= {field: check(given[field], spelled(field)) for field, check in _VALUES.items() if field in given}
+    checks = {field: setting.check for field, setting in SETTINGS.items() if field in given}
+    fields |= {field: check(given[field], spelled(field)) for field, check in checks.items() if check is not None}
     fields["seq"] = _seq(spec, given.get("seq"), spelled)
     plan = Plan.model_validate(fields)
     if scope == "embedding":
         return Settled(plan, (), tuple(field for field in EMBEDDING[:3] if field not in given))
-    return Settled(plan, MODES[mode], tuple(_defaulted(given, mode)))
+    defaulted = [
+        field
+        for field, setting in SETTINGS.items()
+        if setting.told and field not in given and (mode == "both" or setting.used_in in ("", mode))
+    ]
+    return Settled(plan, MODES[mode], tuple(defaulted))
 
 
 def with_dropout(overrides: Mapping[str, object], asked: Asked, spelled: Spelled = str) -> dict[str, object]:
@@ -99,8 +102,8 @@ def _must_agree(given: Asked, names: Mapping[str, str], spelled: Spelled) -> Non
     scope, mode, optimizer = names.get("scope"), names.get("mode"), names.get("optimizer", "adamw")
     rules = [
         ("scope", "model", [field for field in given if field not in EMBEDDING] if scope == "embedding" else []),
-        ("mode", "training or both", TRAINING if mode == "inference" else ()),
-        ("mode", "inference or both", INFERENCE if mode == "training" else ()),
+        ("mode", "training or both", _only("training") if mode == "inference" else ()),
+        ("mode", "inference or both", _only("inference") if mode == "training" else ()),
         ("optimizer", "sgd", () if optimizer == "sgd" else ("momentum",)),
     ]
     for what, allowed, unheard in rules:
@@ -113,8 +116,13 @@ def _must_agree(given: Asked, names: Mapping[str, str], spelled: Spelled) -> Non
                 )
 
 
+def _only(mode: str) -> tuple[str, ...]:
+    """The settings that this mode alone has a use for."""
+    return tuple(field for field, setting in SETTINGS.items() if setting.used_in == mode)
+
+
 def _choice(field: str, value: object, spelled: Spelled) -> str:
-    allowed = CHOICES[field]
+    allowed = _NAMES[field]
     name = value.strip().lower() if isinstance(value, str) else str(value)
     if name not in allowed:
         raise UnknownNameError.near(spelled(field), str(value), allowed)
@@ -177,20 +185,37 @@ def _flag(value: object, what: str) -> bool:
     return value
 
 
-_VALUES: Mapping[str, Callable[[object, str], object]] = MappingProxyType(
+#: Every setting of a run of the whole model, in the order in which the heading and the help list them.
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
-        "batch": _size,
-        "momentum": _momentum,
-        "target": _target,
-        "torch": _torch,
-        "expandable_segments": _flag,
+        "mode": Setting("what runs. (default: both)", tuple(MODES), told=False),
+        "batch": Setting("Sequences on this device (B). (default: 1)", check=_size, kind="number", metavar="N"),
+        "seq": Setting("Tokens of each (T). (default: the context, 1,024 at most)", kind="number", metavar="N"),
+        "precision": Setting("the dtype of weights and activations. (default: bf16)", get_args(Precision)),
+        "optimizer": Setting("the update. (default: adamw)", get_args(OptimizerName), used_in="training"),
+        "optimizer_impl": Setting("how it runs. (default: foreach)", get_args(OptimizerImpl), used_in="training"),
+        "momentum": Setting(
+            "With sgd. (default: 0)", check=_momentum, used_in="training", kind="number", metavar="X", told=False
+        ),
+        "attention": Setting("auto is what torch picks. (default: auto)", get_args(AttentionChoice)),
+        "dropout": Setting(
+            "All dropouts at once. (default: the model's own)", used_in="training", kind="number", metavar="P"
+        ),
+        "kv_dtype": Setting(
+            "the dtype of the KV cache. (default: the precision)", get_args(Precision), used_in="inference"
+        ),
+        "logits": Setting(
+            "the tokens of a prompt that are scored. (default: last)", get_args(Logits), used_in="inference"
+        ),
+        "implementation": Setting("Whose code. (default: reference, gptcalc's own module)", ("reference",)),
+        "target": Setting(
+            "The device's compute capability. (default: sm90)", check=_target, kind="word", metavar="smXX"
+        ),
+        "torch": Setting("The release of PyTorch. (default: 2.13)", check=_torch, kind="word", metavar="X.Y"),
+        "expandable_segments": Setting("As with PYTORCH_ALLOC_CONF.", check=_flag, kind="flag", told=False),
     }
 )
-
-
-def _defaulted(given: Mapping[str, object], mode: str) -> list[str]:
-    """The fields that the answer depends on and that nobody gave."""
-    unheard = {"training": INFERENCE, "inference": TRAINING}.get(mode, ())
-    fields = ["batch", "seq", "precision", "optimizer", "optimizer_impl", "attention", "dropout", *INFERENCE]
-    fields += ["implementation", "target", "torch"]
-    return [field for field in fields if field not in given and field not in unheard]
+#: The fields that take a name, and the names.
+_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {field: setting.names for field, setting in SETTINGS.items() if setting.names} | {"scope": SCOPES}
+)

@@ -7,7 +7,8 @@ from steps import ALL
 
 from gptcalc.catalog import resolve
 from gptcalc.ledger.memory import attention_choices
-from gptcalc.ledger.step import groups, inference, training
+from gptcalc.ledger.passes import groups
+from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import optimizer
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec

@@ -13,7 +13,7 @@ from steps import ALL, FAMILIES, GPT2, LLAMA, MIXTRAL, OPTIMIZERS, instants, tap
 
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim
-from gptcalc.ledger.step import RECORDED
+from gptcalc.ledger.passes import RECORDED
 from gptcalc.plan import Plan
 from gptcalc.spec import LayerGroup, Spec
 from gptcalc.tape import Tensor

@@ -1,0 +1,171 @@
+"""One pass through a model, in stretches: the input, each recorded layer, the head; forwards, and in reverse.
+
+Of each group of equal layers at most three are recorded: the first, one of those between, and the last. A layer touches
+only itself and its neighbours, so that the middle one stands for all others.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gptcalc.formula import Dim
+from gptcalc.parts.embedding import TokenEmbedding, Unembedding
+from gptcalc.parts.loss import cross_entropy
+from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
+from gptcalc.parts.stage import input_stage
+from gptcalc.plan import Plan
+from gptcalc.spec import Spec
+from gptcalc.tape.record import Buffered, Home, Recorder
+from gptcalc.tape.replay import Group
+from gptcalc.tape.rows import Op, Rows, Setting, Tensor, cut, leave, ops_of, result
+
+#: Layers of a group that are recorded.
+RECORDED = 3
+
+
+class Stretch(NamedTuple):
+    """Rows that run in one go: of a layer, or outside the layers. It reads `setting.x` and hands on `out`."""
+
+    label: str
+    layer: Home
+    rows: tuple[Op, ...]
+    out: Tensor
+
+
+def groups(spec: Spec, recorded: int) -> tuple[Group, ...]:
+    """What of the layers is recorded: of equal ones in a row, or of a pattern that repeats, so many repetitions."""
+    blocks = [group.block for group in spec.layers]
+    kinds = [(group.n_layers, blocks.index(group.block)) for group in spec.layers]
+    found: list[Group] = []
+    place = 0
+    while place < len(kinds):
+        first = sum(other.recorded for other in found)
+        period, repetitions = _repeats(kinds, place, recorded)
+        if period:
+            taken = range(place, place + period)
+            pattern = tuple(index for index in taken for _ in range(kinds[index][0]))
+            found.append(Group(first, recorded * len(pattern), repetitions * len(pattern), pattern))
+        else:
+            n_layers, period, repetitions = kinds[place][0], 1, 1
+            found.append(Group(first, min(n_layers, recorded), n_layers, (place,)))
+        place += period * repetitions
+    return tuple(found)
+
+
+#: The longest pattern of groups that is looked for.
+LONGEST_PATTERN = 8
+
+
+def _repeats(kinds: Sequence[tuple[int, int]], start: int, recorded: int) -> tuple[int, int]:
+    """How many groups from `start` on repeat, and how often, where that is oftener than is recorded; else 0, 0."""
+    for period in range(2, LONGEST_PATTERN + 1):
+        end = start + period
+        while end < len(kinds) and kinds[end] == kinds[end - period]:
+            end += 1
+        if (repetitions := (end - start) // period) > recorded:
+            return period, repetitions
+    return 0, 0
+
+
+def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = False) -> Setting:
+    """The dims of a pass over `seq` tokens of each sequence."""
+    rows = plan.batch * seq
+    cached = plan.seq > seq and not training
+    return Setting(
+        rows=Dim("M", rows),
+        seq=Dim("1" if cached else "T", seq),
+        width=Dim("D", spec.d_model),
+        n_vocab=Dim("V", spec.n_vocab),
+        n_ctx=Dim("C", spec.n_ctx),
+        unique=Dim("U", min(rows, spec.n_vocab)),
+        dtype=plan.precision,
+        batch=Dim("B", plan.batch),
+        training=training,
+        cached=Dim("T", plan.seq) if cached else None,
+        kv_dtype=plan.kv_dtype,
+        worst_routing=worst,
+    )
+
+
+# --- The stretches of a pass -----------------------------------------------------------------------------------------
+
+
+def trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence[str]) -> list[Stretch]:
+    """The input stage and the layers."""
+    inside = at.within(spec.trunk)
+    if not isinstance(spec.embedding, TokenEmbedding):
+        raise TypeError(f"part {spec.embedding.kind!r} is no token table")
+    positions = spec.positions if isinstance(spec.positions, LearnedPositions | SinusoidalPositions) else None
+    between = [part for part in (spec.embedding_projection, spec.embedding_norm) if part is not None]
+    rows = input_stage(inside, spec.embedding, positions, between=between, training=at.training).ops
+    found = [Stretch("input", None, rows, rows[-1].output)]
+    inside = inside._replace(shared={})
+    for group in among:
+        for layer, place in group.kinds:
+            block = inside.within(f"{spec.layers_name}.{{}}")._replace(first=not layer, attention=attention[place])
+            ops = ops_of(spec.layers[place].block, block, at.x)
+            found.append(Stretch("layer", layer, ops, result(ops)))
+    return found
+
+
+def head(spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tensor], *, last: bool = False) -> Stretch:
+    """Final norm, projection, unembedding (of the `last` position alone, or of all), and in training the loss."""
+    rows, x = Rows(at), at.x
+    inside = at.within(spec.trunk)
+    for part in (part for part in (spec.final_norm, spec.output_projection) if part is not None):
+        rows += ops_of(part, inside, x)
+        rows.drop(x)
+        x = rows[-1].output
+    rows.append(leave(*shared))
+    if last:
+        before, x = x, rows(cut(x, "last position", at.tokens[0], Dim("1", 1), x.dims[-1]))
+        rows.drop(before)
+    if not isinstance(spec.unembedding, Unembedding) or not isinstance(spec.embedding, TokenEmbedding):
+        raise TypeError(f"part {spec.unembedding.kind!r} is no unembedding, or {spec.embedding.kind!r} no token table")
+    table = spec.embedding.table(inside.within(spec.embedding.name))
+    rows += spec.unembedding.ops(at.within(spec.unembedding.name), x, table)
+    logits = rows[-1].output
+    if targets is None:
+        rows.drop(x)
+        return Stretch("head", None, tuple(rows), logits)
+    rows += cross_entropy(at, logits, targets)
+    rows.drop(x)
+    return Stretch("head", None, tuple(rows), result(rows))
+
+
+def shared_by_layers(stretches: list[Stretch]) -> tuple[Tensor, ...]:
+    """What the first layer made for all of them, which ends with the trunk."""
+    rows = [op for stretch in stretches for op in stretch.rows]
+    made = [access.tensor for op in rows if op.shared for access in op.writes]
+    dropped = {tensor for op in rows for tensor in op.drops}
+    return tuple(tensor for tensor in made if tensor not in dropped)
+
+
+# --- Running them ----------------------------------------------------------------------------------------------------
+
+
+def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[list[Op]]:
+    """Run each stretch; for each, the rows that autograd has recorded."""
+    kept: list[list[Op]] = []
+    for number, stretch in enumerate(stretches):
+        carried = record.slot(stretches[number - 1].out) if number else None
+        record.segment(stretch.label, stretch.layer)
+        if carried is not None:
+            record.bind(at.x, carried, needs=at.training)
+        kept.append([op for op in stretch.rows if record.run(op, training=at.training)])
+    return kept
+
+
+def backward(record: Recorder, stretches: list[Stretch], kept: list[list[Op]], at: Setting) -> None:
+    """The rows in reverse, the gradient of each stretch's input handed to the one before."""
+    seed = record.seed(stretches[-1].out)
+    handed: Buffered | None = None
+    for number in reversed(range(len(stretches))):
+        stretch = stretches[number]
+        record.segment(stretch.label, stretch.layer)
+        if handed is not None:
+            record.push_gradient(stretch.out, handed)
+        for op in reversed(kept[number]):
+            record.reverse(op)
+        handed = record.pop_gradient(at.x) if number else None
+    record.segment("head")
+    record.release(seed)
