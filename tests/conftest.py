@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Timed kernels come last: what they leave in torch's state changes when a traced tensor is let go of."""
-    items.sort(key=lambda item: "tests/bench/" in item.path.as_posix())
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """What tests say with `record_property` is printed, whichever process they ran in."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")

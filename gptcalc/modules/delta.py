@@ -233,8 +233,9 @@ def _by_chunk(x: Tensor, length: int) -> Tensor:
 
 def _rate_by_chunk(x: Tensor, length: int) -> Tensor:
     """(B, T, Nk, heads) to (n, L, 1), copied, in fp32."""
-    x = torch.unflatten(_padded(x, length, 0, 0, 0, 0), 1, (-1, length)).permute(1, 0, 3, 4, 2)
-    return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True).flatten(0, 3).unsqueeze(-1)
+    # x keeps its tensor to the end: whether a caller's temporary goes earlier depends on how Python calls a function.
+    pieces = torch.unflatten(_padded(x, length, 0, 0, 0, 0), 1, (-1, length)).permute(1, 0, 3, 4, 2)
+    return pieces.to(torch.float32, memory_format=torch.contiguous_format, copy=True).flatten(0, 3).unsqueeze(-1)
 
 
 class _Inverse(torch.autograd.Function):

@@ -306,11 +306,10 @@ def _own(*pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
 def _rate_by_chunk(rows: Rows, at: Sizes, x: Tensor, *, ends: bool) -> Tensor:
     """A number for each token of every piece, in fp32; x may end."""
     padded = _padded(rows, at, x, at.batch, at.padded, *x.dims[2:])
-    if padded is not x and ends:
-        rows.drop(x)
     out = _by_chunk(rows, at, padded, f"{x.label} of a piece", at.states, at.length)
-    if padded is not x or ends:
-        rows.drop(padded)
+    rows.drop(*_own((padded, x)))
+    if ends:
+        rows.drop(x)
     return out
 
 

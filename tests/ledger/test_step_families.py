@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from gptcalc.witness.saved_tensors import saved  # noqa: E402  as above
 from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402  it opens torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gptcalc.spec import Spec
 
@@ -47,6 +48,16 @@ def _frozen() -> Iterator[None]:
     gc.unfreeze()
 
 
+@contextmanager
+def arguments_held() -> Iterator[None]:
+    """Python calls as 3.10 does, and 3.11 where torch has compiled something: a caller holds what it passes."""
+    from torch._C._dynamo.eval_frame import set_eval_frame
+
+    set_eval_frame(False)
+    yield
+    set_eval_frame(None)
+
+
 @cache
 def toy(model_type: str) -> Spec:
     """A small model of the class, in every kind of layer that it has, with plain angles: others are not run."""
@@ -56,11 +67,10 @@ def toy(model_type: str) -> Spec:
     return resolve(config, {}).spec
 
 
-def test_the_families_whose_ops_are_not_modelled_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_families_whose_ops_are_not_modelled_are_these(record_property: Callable[[str, object], None]) -> None:
     """Printed: each with what no part can express. They get weights, states and the KV cache, and a line saying so."""
     unknown = {name: ops for name in TYPES if (ops := toy(name).unknown_ops)}
-    with capsys.disabled():
-        print(f"\nfamilies whose ops are not modelled: {unknown or 'none'}")  # noqa: T201  the list is asked for
+    record_property("families whose ops are not modelled", unknown or "none")
 
     assert set(unknown) == NOT_MODELLED
 
@@ -73,7 +83,10 @@ def test_the_families_whose_ops_are_not_modelled_are_these(capsys: pytest.Captur
     ],
 )
 def test_a_step_of_every_family_is_torchs(model_type: str, attention: str, precision: str) -> None:
-    """Training, a prompt and a token: what is allocated and freed, in order, on kernels that are written out."""
+    """Training, a prompt and a token: what is allocated and freed, in order, on kernels that are written out.
+
+    The second time around callers hold on to arguments: no temporary's end hangs on how Python calls a function.
+    """
     spec = toy(model_type)
     plan = Plan.model_validate(
         {
@@ -96,8 +109,9 @@ def test_a_step_of_every_family_is_torchs(model_type: str, attention: str, preci
     training_step = training(spec, plan, trained, update, None, n_steps=1, recorded=ALL)
 
     assert kept(training_step) == Counter(f"{row.dtype} {row.bytes}" for row in saved(spec, plan))
-    assert of_tape(training_step) == of_trace(trace_training(spec, plan, 1))
-    assert of_tape(inference(spec, plan, asked, None, recorded=ALL)) == of_trace(trace_inference(spec, plan))
+    with arguments_held() if attention == "math" else nullcontext():
+        assert of_tape(training_step) == of_trace(trace_training(spec, plan, 1))
+        assert of_tape(inference(spec, plan, asked, None, recorded=ALL)) == of_trace(trace_inference(spec, plan))
 
 
 @pytest.mark.parametrize("model_type", [name for name in TYPES if name not in NOT_MODELLED])
