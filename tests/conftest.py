@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from _pytest.terminal import TerminalReporter
 
 
@@ -13,3 +17,17 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{name}: {value}")
+
+
+@pytest.fixture(scope="session")
+def fake_cuda() -> Callable[[Sequence[Any]], list[Any]]:
+    """`gptcalc.witness.fake_cuda.run`: many calls in one process; tests are skipped, with the reason, where it is not.
+
+    Starting it takes seconds: ask for all cases of a module at once, in a fixture of its own.
+    """
+    from gptcalc.witness import fake_cuda as found
+
+    pytest.importorskip("torch")
+    if reason := found.missing():
+        pytest.skip(reason)
+    return found.run

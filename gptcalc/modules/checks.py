@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from gptcalc.errors import InvalidValueError
@@ -36,6 +37,11 @@ def trusted() -> Iterator[None]:
         yield
     finally:
         _TRUSTED.reset(token)
+
+
+def is_hollow(x: Tensor) -> bool:
+    """Whether a tensor has a shape and no values: on the meta device, or a fake one of any device."""
+    return x.is_meta or isinstance(x, FakeTensor)
 
 
 def check_tokens(input_ids: Tensor, n_vocab: int) -> None:
@@ -82,8 +88,8 @@ def _check_range(what: str, low: int, high: int, n_vocab: int) -> None:
 
 
 def _has_values(tokens: Tensor) -> bool:
-    """Whether values may be looked at: not on the meta device, not while ops are compiled, captured or recorded."""
-    if torch.compiler.is_compiling() or tokens.is_meta or not tokens.numel() or _TRUSTED.get():
+    """Whether values may be looked at: not where there are none, not while ops are compiled, captured or recorded."""
+    if torch.compiler.is_compiling() or is_hollow(tokens) or not tokens.numel() or _TRUSTED.get():
         return False
     if _get_current_dispatch_mode() is not None:  # a recorder must see the model's ops and no others
         return False

@@ -14,6 +14,7 @@ from torch.nn import functional
 from gptcalc.errors import InvalidValueError, UnknownNameError
 from gptcalc.modules import ops
 from gptcalc.modules.activation import activation_named
+from gptcalc.modules.checks import is_hollow
 from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_normal, make, register
 from gptcalc.modules.linear import Linear
 from gptcalc.modules.sparsemixer import sparsemixer
@@ -68,8 +69,8 @@ class Experts(Itemised):
         """One expert over its rows (…, D), with its own weights."""
 
     def _load(self, chosen: Tensor) -> list[int]:
-        """How many rows each expert gets; on the meta device nothing is decided, and the load is as even as can be."""
-        if chosen.is_meta:
+        """How many rows each expert gets; without values nothing is decided, and the load is as even as can be."""
+        if is_hollow(chosen):
             least, rest = divmod(chosen.numel(), self.n_experts)
             return [least + (expert < rest) for expert in range(self.n_experts)]
         counts: list[int] = torch.bincount(chosen.flatten(), minlength=self.n_experts).tolist()

@@ -8,7 +8,7 @@ tensors these functions name the op that CUDA runs, or make the allocations that
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from math import log2, sqrt
 from typing import Any, Literal, NamedTuple, cast
@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptcalc.errors import InvalidValueError, UnknownNameError
+from gptcalc.modules.checks import is_hollow
 
 Backend = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"]
 
@@ -68,8 +69,8 @@ def attention(  # noqa: PLR0913  what attention can be
         return _eager(query, key, value, dropout_p, mask, scale, softcap, sinks)
     if softcap is not None or sinks is not None:
         raise InvalidValueError(f"attention: read {backend!r} with softcap or sinks; allowed: eager")
-    if query.is_meta:
-        return _ON_META[backend](query, key, value, dropout_p, causal and mask is None, mask)
+    if is_hollow(query):
+        return _without_kernels(backend, (query, key, value), dropout_p, causal=causal, mask=mask)
     with nullcontext() if backend == "auto" else sdpa_kernel(_KERNELS[backend]):
         return functional.scaled_dot_product_attention(
             query,
@@ -152,7 +153,7 @@ def _check(backend: str, query: Tensor, value: Tensor, *, grouped: bool, masked:
     check_backend(backend)
     if backend == "flash" and masked:
         raise InvalidValueError("attention: read 'flash' with a mask; allowed: cudnn, efficient, math, eager")
-    if backend == "auto" and query.is_meta:
+    if backend == "auto" and is_hollow(query):
         raise InvalidValueError("attention: read 'auto' on the meta device; allowed: the name of a kernel")
     if backend == "efficient" and grouped:
         raise InvalidValueError("attention: read 'efficient' with grouped heads; allowed: flash, cudnn, math, eager")
@@ -191,6 +192,21 @@ def _eager(  # noqa: PLR0913, PLR0917  what attention takes
         scores = scores[..., :-1]
     scores = dropout(scores, dropout_p, training=True)
     return scores @ value
+
+
+def _without_kernels(
+    backend: str, given: tuple[Tensor, Tensor, Tensor], dropout_p: float, *, causal: bool, mask: Tensor | None
+) -> Tensor:
+    """The op that CUDA runs, by its own name, as under `torch.autocast`: what it reads is cast, and none of its steps.
+
+    [autocast_mode.h, lower_precision_fp: scaled_dot_product_attention]
+    """
+    with ExitStack() as stack:
+        if given[0].is_cuda and torch.is_autocast_enabled("cuda"):
+            lower = torch.get_autocast_dtype("cuda")
+            given, mask = tuple(x.to(lower) for x in given), None if mask is None else mask.to(lower)
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        return _BY_NAME[backend](*given, dropout_p, causal and mask is None, mask)
 
 
 def _flash(  # noqa: PLR0913, PLR0917  what a kernel takes
@@ -288,7 +304,7 @@ class _SafeSoftmax(torch.autograd.Function):
         return _aten._softmax_backward_data(grad, result, -1, grad.dtype)  # noqa: SLF001
 
 
-_ON_META: dict[str, Callable[..., Tensor]] = {
+_BY_NAME: dict[str, Callable[..., Tensor]] = {
     "flash": _flash,
     "cudnn": partial(_with_mask, _aten._scaled_dot_product_cudnn_attention),  # noqa: SLF001
     "efficient": partial(_with_mask, _aten._scaled_dot_product_efficient_attention),  # noqa: SLF001

@@ -27,6 +27,6 @@ def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
         torch.set_default_dtype(before)
 
 
-def token_ids(batch: int, seq: int) -> Tensor:
-    """Token IDs, or targets, (B, T) in int64 on the meta device."""
-    return torch.empty(batch, seq, dtype=torch.int64, device="meta")
+def token_ids(batch: int, seq: int, device: str = "meta") -> Tensor:
+    """Token IDs, or targets, (B, T) in int64."""
+    return torch.empty(batch, seq, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""What autograd keeps for the backward pass: every save of the reference decoder's forward pass on the meta device."""
+"""What autograd keeps for the backward pass: every save of the reference decoder's forward pass, without values."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Saved(NamedTuple):
     module: str
 
 
-def saved(spec: Spec, plan: Plan) -> tuple[Saved, ...]:
+def saved(spec: Spec, plan: Plan, device: str = "meta") -> tuple[Saved, ...]:
     """Every storage that a training step's forward pass keeps, once, in the order in which they are first saved.
 
     Weights, token IDs and targets are left out: they live anyhow.
     """
-    model = decoder(spec, plan).train()
-    ids, targets = token_ids(plan.batch, plan.seq), token_ids(plan.batch, plan.seq)
+    model = decoder(spec, plan, device).train()
+    ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
     given = [*model.parameters(), ids, targets]
     with trusted():
         return watch(model, lambda: model(ids, targets).loss, given)

@@ -1,5 +1,5 @@
 # ruff: noqa: SLF001  reference counts and the engine are not in torch's public face
-"""A whole step of the reference decoder on the meta device: every storage that it allocates and frees, in order.
+"""A whole step of the reference decoder on meta or fake CUDA: every storage that it allocates and frees, in order.
 
 The tensors have no numbers, but torch runs the same Python and the same autograd as on a GPU, and reference counts
 decide when a storage is freed. Where torch takes another way because it is watched, `_Recorder` puts it right.
@@ -96,12 +96,12 @@ class _Recorder(TorchDispatchMode):
     Some formulas of backward also write into zeros that they have just made, and out of place only when watched.
     """
 
-    def __init__(self, sole: _References | None = None) -> None:
+    def __init__(self, device: str, sole: _References | None = None) -> None:
         """Take `sole` as what a tensor shows that the engine alone holds; `None` is for finding that out."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.phases: list[Phase] = []
         self.references: list[_References] = []
-        self._sole = sole
+        self._device, self._sole = device, sole
         self._events: list[Event] = []
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._made = 0
@@ -123,7 +123,7 @@ class _Recorder(TorchDispatchMode):
             return args[0]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_meta:
+            if isinstance(leaf, Tensor) and leaf.device.type == self._device:
                 self._see(leaf, str(func))
         return result
 
@@ -159,10 +159,10 @@ def _called_by_engine(frame: FrameType | None) -> bool:
 
 
 @cache
-def _sole_references() -> _References:
+def _sole_references(device: str) -> _References:
     """What a tensor shows at an add of the engine, which nothing but the engine's buffer holds: seen, not assumed."""
-    recorder = _Recorder()
-    x = torch.empty(1, device="meta", requires_grad=True)
+    recorder = _Recorder(device)
+    x = torch.empty(1, device=device, requires_grad=True)
     with recorder:
         y = x.sin()
         (y.cos() * y.tan()).backward()  # type: ignore[no-untyped-call]
@@ -172,16 +172,16 @@ def _sole_references() -> _References:
 # --- The scripts that are traced -------------------------------------------------------------------------------------
 
 
-def trace_training(spec: Spec, plan: Plan, steps: int = 2) -> Trace:
+def trace_training(spec: Spec, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
     """`steps` steps of training as a user writes them; from the second one on, the optimizer has its states.
 
     Phases: `build` (weights, then token IDs and targets), then for each step `forward` (with the loss; logits are not
     kept), `backward`, `optimizer`, and `end` (gradients, then the loss, are let go).
     """
-    with _recording() as recorder:
+    with _recording(device) as recorder:
         with recorder.phase("build"):
-            model = decoder(spec, plan).train()
-            ids, targets = token_ids(plan.batch, plan.seq), token_ids(plan.batch, plan.seq)
+            model = decoder(spec, plan, device).train()
+            ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
             optimizer = optimizer_of(plan, list(model.parameters()))
         for step in range(1, steps + 1):
             with recorder.phase("forward", step):
@@ -196,17 +196,17 @@ def trace_training(spec: Spec, plan: Plan, steps: int = 2) -> Trace:
     return Trace(tuple(recorder.phases))
 
 
-def trace_inference(spec: Spec, plan: Plan) -> Trace:
+def trace_inference(spec: Spec, plan: Plan, device: str = "meta") -> Trace:
     """A prompt of T tokens, and the T-th token of an answer, without gradients.
 
     Phases: `build` (weights, KV cache, the prompt's IDs, the one token's ID), `prefill`, `decode`. Logits live until
     their phase ends: a user picks the next token from them. Both passes fill the same cache.
     """
-    with _recording() as recorder, torch.no_grad():
+    with _recording(device) as recorder, torch.no_grad():
         with recorder.phase("build"):
-            model = decoder(spec, plan).eval()
+            model = decoder(spec, plan, device).eval()
             cache = model.make_cache(plan.batch, plan.seq, DTYPES[plan.kv_dtype])
-            prompt, token = token_ids(plan.batch, plan.seq), token_ids(plan.batch, 1)
+            prompt, token = (token_ids(plan.batch, seq, device) for seq in (plan.seq, 1))
         last_only = plan.logits == "last"
         with recorder.phase("prefill", 1):
             logits = model(prompt, cache=cache, last_only=last_only).logits
@@ -228,14 +228,14 @@ def optimizer_of(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Opti
 
 
 @contextmanager
-def _recording() -> Iterator[_Recorder]:
+def _recording(device: str = "meta") -> Iterator[_Recorder]:
     """A recorder at work: values are not looked at, no cycle is collected by chance, fused optimizers take meta."""
-    recorder, collecting = _Recorder(_sole_references()), gc.isenabled()
+    recorder, collecting = _Recorder(device, _sole_references(device)), gc.isenabled()
     optimizers: Any = optimizer_module
     supported = optimizers._get_fused_kernels_supported_devices
     gc.collect()
     gc.disable()
-    optimizers._get_fused_kernels_supported_devices = lambda: ["meta"]
+    optimizers._get_fused_kernels_supported_devices = lambda: [device]
     try:
         with trusted(), recorder:
             yield recorder

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import DATA, ROOT
+from support import DATA
 
 from gptcalc.catalog import resolve
 from gptcalc.plan import Plan
+from gptcalc.witness.fake_cuda import Call
 
 torch = pytest.importorskip("torch")
 
 from gptcalc.witness.saved_tensors import Saved, saved  # noqa: E402  it opens torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 FACTS = json.loads((DATA / "facts_activations.json").read_text())["cases"]
 BATCH, SEQ = 8, 1024
@@ -147,60 +144,25 @@ CASES = [
     for backend in ("eager", "math")
     for precision in ("bf16", "fp32")
 ]
-#: Runs the same decoder on fake tensors whose device is "cuda": rms_norm, dropout and attention take torch's own way.
-FAKE_CUDA = """
-import ctypes, importlib.util, json, os, sys
-libraries = os.path.join(os.path.dirname(importlib.util.find_spec("torch").origin), "lib")
-for library in (os.path.join(libraries, "libtorch_global_deps.so"), sys.argv[1]):
-    ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from gptcalc.catalog import resolve
-from gptcalc.modules import build
-from gptcalc.witness.meta import DTYPES
-from gptcalc.witness.saved_tensors import watch
-def keeps(config, backend, precision):
-    torch.set_default_dtype(DTYPES[precision])
-    with FakeTensorMode(), torch.device("cuda"):
-        model = build(resolve(config, overrides).spec, attention=backend).train()
-        ids, targets = (torch.empty(3, 13, dtype=torch.int64) for _ in range(2))
-        return watch(model, lambda: model(ids, targets).loss, [*model.parameters(), ids, targets])
-cases, overrides = json.loads(sys.argv[2])
-print(json.dumps([keeps(*case) for case in cases]))
-"""
 
 
 @pytest.fixture(scope="module")
-def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> list[list[Saved]]:
-    """What each case keeps on fake CUDA tensors, which a small library lets a CPU-only torch work on."""
-    compiler = shutil.which("g++")
-    if compiler is None or torch.version.cuda is not None:
-        pytest.skip("fake CUDA needs g++ and a torch without CUDA")
-    installed, built = Path(torch.__file__).parent, tmp_path_factory.mktemp("fake_cuda") / "fake_cuda.so"
-    options = ["-std=c++20", "-O0", "-fPIC", "-shared", "-DAT_PER_OPERATOR_HEADERS", f"-I{installed / 'include'}"]
-    libraries = [f"-L{installed / 'lib'}", f"-Wl,-rpath,{installed / 'lib'}", "-Wl,--no-as-needed", "-lc10"]
-    libraries += ["-ltorch_cpu", "-ltorch"]
-    command = [compiler, *options, str(DATA / "fake_cuda.cpp"), *libraries, "-o", str(built)]
-    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
-    if compiled.returncode:
-        pytest.skip(f"g++ cannot compile against this torch: {compiled.stderr.strip().splitlines()[-1]}")
-    command = [sys.executable, "-c", FAKE_CUDA, str(built), json.dumps([CASES, DROPOUT])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert not done.returncode, done.stderr
-    return [
-        [Saved(size, dtype, tuple(shape), module) for size, dtype, shape, module in rows]
-        for rows in json.loads(done.stdout)
-    ]
+def found(fake_cuda: Callable[[Sequence[Call]], list[Any]]) -> list[tuple[Saved, ...]]:
+    """What each case keeps on fake CUDA: rms_norm, dropout and math attention take torch's own way there."""
+    return fake_cuda([Call(saved, (resolve(config, DROPOUT).spec, _plan(*how), "cuda")) for config, *how in CASES])
+
+
+def _plan(backend: str, precision: str) -> Plan:
+    return Plan.model_validate({"batch": 3, "seq": 13, "precision": precision, "attention": backend})
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_meta_keeps_what_fake_cuda_keeps(fake_cuda: list[list[Saved]], number: int) -> None:
+def test_meta_keeps_what_fake_cuda_keeps(found: list[tuple[Saved, ...]], number: int) -> None:
     """On meta, storage for storage, a decoder keeps what it keeps where torch's own derivatives decide it.
 
-    RMSNorm is there the fused op of a CUDA build, dropout its `native_dropout`, attention torch's math kernel.
+    RMSNorm is there the fused op of a CUDA build, dropout its `native_dropout`.
     """
-    config, backend, precision = CASES[number]
-    plan = Plan(batch=3, seq=13, precision=precision, attention=backend)
-    assert list(saved(resolve(config, DROPOUT).spec, plan)) == fake_cuda[number]
+    config, *how = CASES[number]
+    assert saved(resolve(config, DROPOUT).spec, _plan(*how)) == found[number]
     embedding = config is TOY_GPT2
-    assert sum(row.dtype == "bool" for row in fake_cuda[number]) == 2 * 3 + embedding
+    assert sum(row.dtype == "bool" for row in found[number]) == 2 * 3 + embedding

@@ -58,13 +58,19 @@ std::tuple<at::Tensor, at::Tensor> norm(
 std::tuple<at::Tensor, at::Tensor> norm_backward(
     const at::Tensor&, const at::Tensor& x, at::IntArrayRef, const at::Tensor&,
     const std::optional<at::Tensor>& weight, std::array<bool, 2>) {
-  return {at::empty_like(x), at::empty_like(*weight)};
+  return {at::empty_like(x), weight.has_value() && weight->defined() ? at::empty_like(*weight) : at::Tensor()};
 }
+
+at::Tensor activation_backward(const at::Tensor&, const at::Tensor& x) { return at::empty_like(x); }
 
 void enter(torch::Library& m) {
   m.impl("_fused_rms_norm", TORCH_FN(norm));
   m.impl("_fused_rms_norm_backward", TORCH_FN(norm_backward));
+  m.impl("mish_backward", TORCH_FN(activation_backward));
 }
-TORCH_LIBRARY_IMPL(aten, CUDA, m) { enter(m); }
+TORCH_LIBRARY_IMPL(aten, CUDA, m) {
+  enter(m);
+  m.impl("silu_backward", TORCH_FN(activation_backward));
+}
 TORCH_LIBRARY_IMPL(aten, Meta, m) { enter(m); }
 } // namespace
