@@ -7,7 +7,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gptcalc.ledger.design import Designs, Shape
     from gptcalc.ledger.embedding import EmbeddingStage
     from gptcalc.ledger.memory import Memory, Mode
+    from gptcalc.ledger.request import Request
     from gptcalc.report.compare import CompareJSON
     from gptcalc.report.design import DesignJSON
     from gptcalc.report.memory_data import MemoryJSON
@@ -70,7 +71,7 @@ class Count(NamedTuple):
 class MemoryReport(NamedTuple):
     """What is alive at the peak of each mode, or the embedding stage by itself, and every form of the report.
 
-    `defaulted` are the settings that nobody gave; `command` is the request as it was made.
+    `defaulted` are the settings that nobody gave; `command` is the request as it was made, `request` what it holds.
     """
 
     model: Resolved
@@ -78,6 +79,7 @@ class MemoryReport(NamedTuple):
     depth: int = 1
     defaulted: tuple[str, ...] = ()
     command: str = ""
+    request: "Request | None" = None
 
     def __repr__(self) -> str:
         """The model and what it takes at each peak; everything else is in the fields."""
@@ -123,8 +125,23 @@ class MemoryReport(NamedTuple):
         from gptcalc.report.memory_data import memory_json
 
         if isinstance(self.answer, Memory):
-            return memory_json(self.model, self.answer, self.depth, self.command)
-        return embedding_json(self.model, self.answer, self.command)
+            found = memory_json(self.model, self.answer, self.depth, self.command)
+        else:
+            found = embedding_json(self.model, self.answer, self.command)
+        found["notes"] = [*self._said(), *found["notes"]]
+        return found
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Keep the request, with every setting that it comes to, in a plan file: `.toml` or `.json`."""
+        from gptcalc import __version__
+        from gptcalc.ledger.request import save_plan
+
+        if self.request is not None:
+            save_plan(path, self.request, version=__version__)
+
+    def _said(self) -> tuple[str, ...]:
+        """What is to be said of the request itself."""
+        return self.request.notes() if self.request else ()
 
     def document(self, *, explain: bool = False, timeline: bool = False) -> Document:
         """The report before it has a format; `timeline` draws the step."""
@@ -133,8 +150,10 @@ class MemoryReport(NamedTuple):
         from gptcalc.report.memory import View, memory_document
 
         if isinstance(self.answer, Memory):
-            return memory_document(self.model, self.answer, View(self.depth, self.defaulted, explain, timeline))
-        return embedding_document(self.model, self.answer, self.defaulted, explain=explain)
+            found = memory_document(self.model, self.answer, View(self.depth, self.defaulted, explain, timeline))
+        else:
+            found = embedding_document(self.model, self.answer, self.defaulted, explain=explain)
+        return found._replace(heading=(*found.heading, *self._said()))
 
     def _repr_html_(self) -> str:
         """Tables for a notebook."""
@@ -278,21 +297,35 @@ def memory(  # noqa: PLR0913  a setting is an argument
     expandable_segments: bool | None = None,
     implementation: str | None = None,
     scope: str | None = None,
-    depth: int = 1,
+    plan: str | os.PathLike[str] | Mapping[str, object] | None = None,
+    depth: int | None = None,
     **overrides: object,
 ) -> MemoryReport:
     """What is alive on one device at the peak of a training step and of inference, and at which moment.
 
-    The settings are the options of `gptcalc memory`; `None` is its default. `depth` is the detail of `to_dict()`:
-    1 components, 2 ops, 3 tensors. Raises `GptcalcError` on a bad request.
+    The settings are the options of `gptcalc memory`; `None` is its default, or what `plan` says, a plan file or what
+    stands in one. `depth` is the detail of `to_dict()`: 1 components, 2 ops, 3 tensors. Raises `GptcalcError` on a bad
+    request.
     """
     from gptcalc.ledger.asked import SETTINGS
+    from gptcalc.ledger.request import Request, from_table, read_plan
 
     given = {name: value for name, value in locals().items() if name in (*SETTINGS, "scope") and value is not None}
-    named = ({} if depth == 1 else {"depth": depth}) | given | overrides
+    shown = {} if depth is None else {"depth": depth}
+    named = ({} if plan is None else {"plan": plan}) | shown | given | overrides
     arguments = ([] if model is None else [repr(model)]) + [f"{name}={value!r}" for name, value in named.items()]
-    report = memory_of(model, overrides, given, depth=depth)
+    request = Request(model, overrides, given, shown)
+    if plan is not None:
+        request = request.over(from_table(plan, "plan") if isinstance(plan, Mapping) else read_plan(plan))
+    report = memory_by(request)
     return report._replace(command=f"gptcalc.memory({', '.join(arguments)})")
+
+
+def memory_by(request: "Request", *, spelled: Callable[[str], str] = str) -> MemoryReport:
+    """`memory` of a request as a plan file holds one; errors call a setting as it is `spelled`, or in the file."""
+    depth: Any = request.view.get("depth", 1)
+    asked, spelled = request.asked, request.spelled(spelled)
+    return memory_of(request.model, request.overrides, asked, depth=depth, spelled=spelled)._replace(request=request)
 
 
 def memory_of(
@@ -307,6 +340,7 @@ def memory_of(
     from gptcalc.ledger import memory as engine
     from gptcalc.ledger.asked import settle, with_dropout
     from gptcalc.ledger.embedding import embedding_stage
+    from gptcalc.ledger.request import Request
 
     if type(depth) is not int or depth not in DEPTHS:
         raise InvalidValueError(
@@ -314,13 +348,14 @@ def memory_of(
         )
     resolved = resolve(model, with_dropout(overrides, asked, spelled))
     plan, modes, defaulted = settle(resolved.spec, asked, spelled)
+    request = Request(model, overrides, asked, {"depth": depth})
     if modes:
-        return MemoryReport(resolved, engine.memory(resolved.spec, plan, modes), depth, defaulted)
+        return MemoryReport(resolved, engine.memory(resolved.spec, plan, modes), depth, defaulted, request=request)
     if depth != 1:
         raise InvalidValueError(
             f"memory: read {spelled('depth')} {depth} with {spelled('scope')} embedding; allowed: one of them"
         )
-    return MemoryReport(resolved, embedding_stage(resolved.spec, plan), depth, defaulted)
+    return MemoryReport(resolved, embedding_stage(resolved.spec, plan), depth, defaulted, request=request)
 
 
 def check(

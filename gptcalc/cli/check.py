@@ -8,6 +8,7 @@ from gptcalc import api, catalog
 from gptcalc.cli.options import FormatOption, spelled, takes_model, takes_plan
 from gptcalc.cli.output import answer
 from gptcalc.errors import InvalidValueError
+from gptcalc.ledger.request import Request
 from gptcalc.report.check import check_document, check_json
 from gptcalc.report.formats import Format, render
 
@@ -21,7 +22,7 @@ def check(
     *,
     model: str | None,
     overrides: dict[str, Any],
-    plan: dict[str, Any],
+    plan: Request,
     all_: Annotated[bool, typer.Option("--all", help="Check every preset.")] = False,
     witness: Annotated[
         str | None,
@@ -45,7 +46,11 @@ def check(
     if all_ and model:
         raise InvalidValueError(f"check: read {model!r} with --all; allowed: one of them")
     names = [preset.name for preset in catalog.presets()] if all_ else [model]
-    checks = [api.check_of(name, overrides, witness, plan, spelled=spelled) for name in names]
+    from gptcalc.witness.check import MEMORY_WITNESSES
+
+    # A plan file's model is checked under any witness; its settings have a use for those of memory alone.
+    asked = plan.asked if witness in MEMORY_WITNESSES else {field: plan.settings[field] for field in plan.typed}
+    checks = [api.check_of(name, overrides, witness, asked, spelled=plan.spelled(spelled)) for name in names]
     answer(render(format_, lambda: check_document(checks), lambda: check_json(checks)))
     if not all(done.agrees for done in checks):
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from gptcalc.catalog import find_preset
 from gptcalc.cli.options import FormatOption, complete_preset, parse_pair, spelled, takes_plan
 from gptcalc.cli.output import answer
 from gptcalc.errors import InvalidValueError, shown
+from gptcalc.ledger.request import Request
 from gptcalc.report.formats import Format, render
 
 app = typer.Typer(add_completion=False)
@@ -30,7 +31,7 @@ def compare(
             show_default=False,
         ),
     ],
-    plan: dict[str, Any],
+    plan: Request,
     memory: Annotated[
         bool, typer.Option("--memory", help="Compare memory too; any option of a run asks for it.")
     ] = False,
@@ -38,8 +39,8 @@ def compare(
 ) -> None:
     """Set models side by side: what differs, what each stores, in which ratio, and what a run of each takes."""
     pairs = [parse_model(text) for text in models]
-    settings = plan if plan or memory else None
-    compared = api.compare_of(pairs, settings, spelled=spelled)
+    settings = plan.asked if plan.asked or memory else None
+    compared = api.compare_of(pairs, settings, spelled=plan.spelled(spelled))
     compared = compared._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
     answer(render(format_, compared.document, compared.to_dict))
 

@@ -10,6 +10,7 @@ from gptcalc import api
 from gptcalc.cli.options import FormatOption, spelled, takes_model, takes_plan
 from gptcalc.cli.output import answer
 from gptcalc.errors import InvalidValueError
+from gptcalc.ledger.request import VIEW, Request
 from gptcalc.report.formats import Format, render
 
 app = typer.Typer(add_completion=False)
@@ -22,21 +23,37 @@ def memory(
     *,
     model: str | None,
     overrides: dict[str, Any],
-    plan: dict[str, Any],
+    plan: Request,
     scope: Annotated[
         str | None,
         typer.Option("--scope", metavar="NAME", help="model, or embedding: that stage by itself. (default: model)"),
     ] = None,
     depth: Annotated[
-        int, typer.Option("--depth", metavar="1|2|3", help="1: components, 2: what each op made, 3: every tensor.")
-    ] = 1,
-    timeline: Annotated[bool, typer.Option("--timeline", help="Draw what is alive over the step.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Add why each line is there, and who says so.")] = False,
+        int | None,
+        typer.Option(
+            "--depth", metavar="1|2|3", help="1: components, 2: what each op made, 3: every tensor. (default: 1)"
+        ),
+    ] = None,
+    timeline: Annotated[
+        bool | None, typer.Option("--timeline/--no-timeline", help="Draw what is alive over the step.")
+    ] = None,
+    explain: Annotated[
+        bool | None, typer.Option("--explain/--no-explain", help="Add why each line is there, and who says so.")
+    ] = None,
+    save_plan: Annotated[
+        str | None,
+        typer.Option("--save-plan", metavar="FILE", help="Keep all options as a plan file: FILE.toml or FILE.json."),
+    ] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """What is alive at the peak of a training step and of inference, byte by byte, and when that is."""
-    report = api.memory_of(model, overrides, {"scope": scope, **plan}, depth=depth, spelled=spelled)
-    if timeline and not report.modes:
+    del model, overrides, scope, depth, timeline, explain  # the plan has them
+    report = api.memory_by(plan, spelled=spelled)
+    shown = {**VIEW, **plan.view}
+    if shown["timeline"] and not report.modes:
         raise InvalidValueError("memory: read --timeline with --scope embedding; allowed: one of them")
     report = report._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
-    answer(render(format_, lambda: report.document(explain=explain, timeline=timeline), report.to_dict))
+    if save_plan is not None:
+        report.save_plan(save_plan)
+    view = {name: bool(shown[name]) for name in ("explain", "timeline")}
+    answer(render(format_, lambda: report.document(**view), report.to_dict))

@@ -30,6 +30,8 @@ DIMS = {
     "n_vocab": "Vocabulary (V).",
     "n_ctx": "Context, rows of the position table (C).",
 }
+#: What a plan file says of a report, where a command has it.
+VIEW = ("depth", "timeline", "explain")
 #: Option names that are not simply the field's.
 SPELLED = {"n_vocab": "--vocab", "n_ctx": "--context"}
 
@@ -80,16 +82,36 @@ def takes_overrides(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a run on one device; it receives those that were given as `plan`."""
+    """Give a command the options of a run on one device; it receives what was asked as `plan`, a `Request`.
+
+    A plan file gives what was not typed. The command's `model` and `overrides`, where it has them, are its too.
+    """
     from gptcalc.ledger.asked import SETTINGS  # for the commands that have them alone
+    from gptcalc.ledger.request import Request, read_plan
+
+    own = signature(command, eval_str=True).parameters
+    has_model, views = "model" in own, [name for name in VIEW if name in own]
 
     @wraps(command)
     def wrapper(**given: Any) -> None:
         asked = {name: value for name in SETTINGS if (value := given.pop(name)) is not None}
-        numbers = {name: _number(value) for name, value in asked.items() if SETTINGS[name].kind == "number"}
-        command(plan=asked | numbers, **given)
+        asked |= {name: _number(value) for name, value in asked.items() if SETTINGS[name].kind == "number"}
+        if given.get("scope") is not None:
+            asked["scope"] = given["scope"]
+        view = {name: given[name] for name in views if given[name] is not None}
+        model = (given["model"], given["overrides"]) if has_model else (None, {})
+        typed, file = Request(*model, asked, view, typed=frozenset(asked)), given.pop("plan_file")
+        plan = typed if file is None else typed.over(read_plan(file), spelled)
+        if has_model:
+            given |= {"model": plan.model, "overrides": plan.overrides}
+        command(plan=plan, **given)
 
-    _take(wrapper, command, {name: _plan_option(name, setting) for name, setting in SETTINGS.items()}, ("plan",))
+    _take(
+        wrapper,
+        command,
+        {"plan_file": _PLAN_FILE, **{name: _plan_option(name, setting) for name, setting in SETTINGS.items()}},
+        ("plan",),
+    )
     return wrapper
 
 
@@ -146,7 +168,8 @@ def _plan_option(field: str, setting: "Setting") -> dict[str, Any]:
     """The option of a setting."""
     panel = ": ".join(filter(None, ("The run", setting.used_in)))
     if setting.kind == "flag":
-        return _option(bool, spelled(field), help=setting.help, rich_help_panel=panel)
+        names_of_both = f"{spelled(field)}/--no-{spelled(field).removeprefix('--')}"
+        return _option(bool, names_of_both, help=setting.help, rich_help_panel=panel)
     names = setting.names
     return _option(
         str,
@@ -161,6 +184,14 @@ def _plan_option(field: str, setting: "Setting") -> dict[str, Any]:
 def _option(annotation: Any, *names: str, **settings: Any) -> dict[str, Any]:
     return {"default": None, "annotation": Annotated[annotation | None, typer.Option(*names, **settings)]}
 
+
+_PLAN_FILE = _option(
+    str,
+    "--plan",
+    metavar="FILE",
+    help="Options from a plan file, TOML or JSON; those that are typed win.",
+    rich_help_panel="The run",
+)
 
 _MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {

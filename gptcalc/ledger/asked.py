@@ -51,6 +51,15 @@ DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
 SEQ = 1024
 
 
+class UselessError(InvalidValueError):
+    """A setting that another one has no use for: `field` is its name."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        """Keep the name beside the message."""
+        super().__init__(message)
+        self.field = field
+
+
 class Settled(NamedTuple):
     """The plan, the modes to answer for (none where the embedding stage is asked for), and what was not asked."""
 
@@ -110,9 +119,10 @@ def _must_agree(given: Asked, names: Mapping[str, str], spelled: Spelled) -> Non
         for field in unheard:
             if field in given:
                 has = names.get(what, optimizer)
-                raise InvalidValueError(
+                raise UselessError(
                     f"memory: read {spelled(field)} with {spelled(what)} {has}, which has no use for it; allowed:"
-                    f" {spelled(what)} {allowed}, or no {spelled(field)}"
+                    f" {spelled(what)} {allowed}, or no {spelled(field)}",
+                    field,
                 )
 
 

@@ -81,6 +81,23 @@ def read_model(path: Path) -> ModelFields:
     return _mapped(value, chosen, where)
 
 
+def read_table(path: Path, forms: str) -> Mapping[str, object]:
+    """What stands in a file of TOML or JSON, by its ending; `forms` is what errors call such a file.
+
+    Raises `GptcalcError` for whatever else the file is, in bounded time.
+    """
+    where = plain(str(path))
+    if path.suffix not in (".toml", ".json"):
+        raise UnreadableFileError(f"{where}: read the ending {shown(path.suffix)}; allowed: {forms}")
+    text = _text(_bytes(path, where, forms), path, where, forms)
+    value = _toml(text, where) if path.suffix == ".toml" else _json(text, where)
+    if not isinstance(value, Mapping):
+        kind = JSON_KINDS.get(type(value), "a number")
+        raise UnreadableFileError(f"{where}: read {kind}; allowed: {forms}")
+    bounded(value, where, forms)
+    return value
+
+
 def read_mapping(fields: Mapping[str, object], where: str) -> ModelFields:
     """The model that a mapping describes, as one that stands in a JSON file."""
     return _mapped(fields, "", where)
@@ -106,7 +123,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _bytes(path: Path, where: str) -> bytes:
+def _bytes(path: Path, where: str, forms: str = FORMS) -> bytes:
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
@@ -120,27 +137,27 @@ def _bytes(path: Path, where: str) -> bytes:
     if kind is None and raw[8:10] == b'{"' and 0 < int.from_bytes(raw[:8], "little") < 2**32:
         kind = "a safetensors file"
     if kind:
-        raise UnreadableFileError(f"{where}: not text that can be read: {kind}; allowed: {FORMS}, encoded as UTF-8")
+        raise UnreadableFileError(f"{where}: not text that can be read: {kind}; allowed: {forms}, encoded as UTF-8")
     if len(raw) > MOST_BYTES:
-        raise UnreadableFileError(f"{where}: more than 10 MiB; allowed: {FORMS}")
+        raise UnreadableFileError(f"{where}: more than 10 MiB; allowed: {forms}")
     return raw
 
 
-def _text(raw: bytes, path: Path, where: str) -> str:
+def _text(raw: bytes, path: Path, where: str, forms: str = FORMS) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UnreadableFileError(f"{where}: not text; allowed: {FORMS}, encoded as UTF-8") from None
+        raise UnreadableFileError(f"{where}: not text; allowed: {forms}, encoded as UTF-8") from None
     if "\0" in text:
-        raise UnreadableFileError(f"{where}: not text (it has zero bytes); allowed: {FORMS}, encoded as UTF-8")
+        raise UnreadableFileError(f"{where}: not text (it has zero bytes); allowed: {forms}, encoded as UTF-8")
     if not text.strip():
-        raise UnreadableFileError(f"{where}: the file is empty; allowed: {FORMS}")
+        raise UnreadableFileError(f"{where}: the file is empty; allowed: {forms}")
     start = text[:60].lstrip().lower()
     kind = next((what for begin, what in TEXT.items() if start.startswith(begin)), None)
     if kind:
-        raise UnreadableFileError(f"{where}: {kind}; allowed: {FORMS}")
+        raise UnreadableFileError(f"{where}: {kind}; allowed: {forms}")
     if path.suffix == ".toml" and len(raw) > MOST_TOML_BYTES:
-        raise UnreadableFileError(f"{where}: more than 1 MiB of TOML; allowed: {FORMS}")
+        raise UnreadableFileError(f"{where}: more than 1 MiB of TOML; allowed: {forms}")
     return text
 
 

@@ -35,7 +35,7 @@ class Unread(NamedTuple):
     line: int
 
 
-def bounded(value: object, where: str) -> None:
+def bounded(value: object, where: str, forms: str = "a model's config") -> None:
     """Refuse what nests too deep, is too long or holds integers of hundreds of digits, in bounded time."""
     level: list[tuple[str, object]] = [("", value)]
     seen = 0
@@ -49,12 +49,12 @@ def bounded(value: object, where: str) -> None:
             elif isinstance(item, list | tuple) and not isinstance(item, Unread):
                 below.extend((name, child) for child in item)
             if seen + len(below) > MOST_VALUES:
-                raise UnreadableFileError(f"{where}: more than {MOST_VALUES:,} values; allowed: a model's config")
+                raise UnreadableFileError(f"{where}: more than {MOST_VALUES:,} values; allowed: {forms}")
         seen += len(below)
         level = below
         if not level:
             return
-    raise UnreadableFileError(f"{where}: nested more than {MOST_LEVELS} levels deep; allowed: a model's config")
+    raise UnreadableFileError(f"{where}: nested more than {MOST_LEVELS} levels deep; allowed: {forms}")
 
 
 def numbers_from_words(fields: Mapping[str, object], silent: frozenset[str]) -> tuple[dict[str, object], list[str]]:
