@@ -288,6 +288,7 @@ def memory(  # noqa: PLR0913  a setting is an argument
     optimizer: str | None = None,
     optimizer_impl: str | None = None,
     momentum: float | None = None,
+    amsgrad: bool | None = None,
     dropout: float | None = None,
     attention: str | None = None,
     kv_dtype: str | None = None,

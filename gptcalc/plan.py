@@ -5,7 +5,7 @@ from typing import Literal
 from gptcalc.spec import Record, Size
 
 Precision = Literal["fp32", "bf16", "fp16"]
-OptimizerName = Literal["adamw", "adam", "sgd"]
+OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw8bit"]
 OptimizerImpl = Literal["foreach", "fused", "for-loop"]
 #: What a user may ask for; `auto` is what torch picks.
 AttentionChoice = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"]
@@ -25,6 +25,7 @@ class Plan(Record):
     optimizer: OptimizerName = "adamw"
     optimizer_impl: OptimizerImpl = "foreach"
     momentum: float = 0.0
+    amsgrad: bool = False
     attention: AttentionChoice = "auto"
     kv_dtype: Precision = "bf16"
     logits: Logits = "last"

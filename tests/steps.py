@@ -44,11 +44,18 @@ LLAMA = {
 MULTI_QUERY = LLAMA | {"num_key_value_heads": 1}
 MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 FAMILIES = {"gpt2": GPT2, "gpt1": GPT1, "llama": LLAMA, "multi-query": MULTI_QUERY, "mixtral": MIXTRAL}
-#: Every pair of optimizer and implementation, and SGD with a memory too.
-OPTIMIZERS = [
+#: Adam and SGD in every implementation, SGD with a memory too; and every pair of optimizer and implementation.
+MOMENTS = [
     {"optimizer": name, "optimizer_impl": impl, "momentum": momentum}
     for name, momentum in (("adamw", 0.0), ("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9))
     for impl in ("foreach", "fused", "for-loop")
+]
+OPTIMIZERS = [
+    *MOMENTS,
+    *({"optimizer": "adamw", "optimizer_impl": impl, "amsgrad": True} for impl in ("foreach", "fused", "for-loop")),
+    *({"optimizer": "adafactor", "optimizer_impl": impl} for impl in ("foreach", "for-loop")),
+    *({"optimizer": "muon", "optimizer_impl": impl} for impl in ("foreach", "fused", "for-loop")),
+    {"optimizer": "adamw8bit", "optimizer_impl": "fused"},
 ]
 #: What happens in a phase: allocations in order, each after the frees since the one before, whose order is left open.
 Happens = list[tuple[int, Counter[int]]]
@@ -68,7 +75,7 @@ def tape_training(
     spec: Spec, plan: Plan, *, kernels: Kernels | None = None, n_steps: int = 2, recorded: int = ALL
 ) -> Recording:
     """Training with the attention and the optimizer of the plan."""
-    update = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, torch_version(plan.torch))
+    update = optimizer(plan, torch_version(plan.torch))
     backends = [plan.attention] * len(spec.layers)
     return training(spec, plan, backends, update, kernels, n_steps=n_steps, recorded=recorded)
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import GPT2, LLAMA, OPTIMIZERS, tape_training, toy_plans
+from steps import GPT2, LLAMA, MOMENTS, tape_training, toy_plans
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
 from gptcalc.formula import Dim
-from gptcalc.optimizers import SGD, Adam, Parameter, optimizer
+from gptcalc.optimizers import Parameter, optimizer
+from gptcalc.optimizers.adam import Adam
+from gptcalc.optimizers.sgd import SGD
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape import Tensor
@@ -22,11 +24,11 @@ from gptcalc.tape.replay import replay
 
 #: Three weights: outside, in a layer, outside.
 WEIGHTS = [
-    Parameter(Tensor(label, (Dim("V", size), Dim("D", 3)), "bf16", name), layer, where)
-    for label, size, name, layer, where in (
-        ("table", 7, "table", None, "input"),
-        ("w", 5, "layers.{}.w", 0, "layer"),
-        ("bias", 1, "bias", None, "head"),
+    Parameter(Tensor(label, (rows, columns), "bf16", name), layer, where, ((rows,), (columns,)))
+    for label, rows, columns, name, layer, where in (
+        ("table", Dim("V", 7), Dim("D", 3), "table", None, "input"),
+        ("w", Dim("V", 5), Dim("D", 3), "layers.{}.w", 0, "layer"),
+        ("bias", Dim("V", 1), Dim("D", 3), "bias", None, "head"),
     )
 ]
 SIZES = [2 * 3 * size for size in (7, 5, 1)]
@@ -66,7 +68,7 @@ def test_for_loop_keeps_the_last_quotient() -> None:
         ("-div for table", table, "layer"),
         *(("+sqrt for bias", bias, "head"), ("+div for bias", bias, "head"), ("-sqrt for bias", bias, "head")),
         ("-div for w", w, "head"),
-        ("-div for bias", bias, "optimizer"),
+        ("-div for bias", bias, "head"),
     ]
 
 
@@ -79,7 +81,7 @@ def test_fused_and_sgd_take_nothing() -> None:
 def test_adam_keeps_two_moments_of_each_weight(impl: str) -> None:
     """In the weight's dtype and size; fused, a count of steps in fp32 on the device before them."""
     expected = []
-    for (tensor, _, where), size in zip(WEIGHTS, SIZES, strict=True):
+    for (tensor, _, where, _), size in zip(WEIGHTS, SIZES, strict=True):
         count = [(f"+step of {tensor.label}", 4, where)] if impl == "fused" else []
         moments = [(f"+{name} of {tensor.label}", size, where) for name in ("exp_avg", "exp_avg_sq")]
         expected += [*count, *moments]
@@ -90,7 +92,7 @@ def test_sgd_keeps_a_buffer_with_momentum_alone() -> None:
     """A copy of the first gradient of each weight, or nothing."""
     expected = [
         (f"+momentum_buffer of {tensor.label}", size, where)
-        for (tensor, _, where), size in zip(WEIGHTS, SIZES, strict=True)
+        for (tensor, _, where, _), size in zip(WEIGHTS, SIZES, strict=True)
     ]
     assert events(SGD(momentum=True), create=True) == expected
     assert events(SGD(momentum=False), create=True) == []
@@ -127,7 +129,7 @@ def taken(plan: Plan, weights: list[int]) -> int:
 
 
 @settings(max_examples=25, deadline=None)
-@given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
+@given(drawn=toy_plans(), update=st.sampled_from(MOMENTS))
 def test_the_peak_of_a_step(drawn: tuple[Spec, Plan], update: dict[str, Any]) -> None:
     """Weights, gradients, states, what is taken; and IDs, targets, the loss: nothing else lives in the optimizer."""
     spec, plan = drawn[0], drawn[1].model_copy(update=update)
@@ -155,6 +157,11 @@ def test_adam_and_adamw_are_alike() -> None:
         assert one == other
 
 
+def asked(name: str, impl: str = "foreach", **fields: Any) -> Plan:
+    """A plan that asks for an optimizer, whether or not there is such a pair."""
+    return Plan(seq=4).model_copy(update={"optimizer": name, "optimizer_impl": impl, **fields})
+
+
 # --- Which pairs there are -------------------------------------------------------------------------------------------
 
 
@@ -175,23 +182,21 @@ def test_adam_and_adamw_are_alike() -> None:
 def test_torch_has_the_pair_or_an_error_says_so(name: str, impl: str, torch: tuple[int, int], exists: bool) -> None:  # noqa: FBT001  a table
     """SGD became fused in 2.3; an unknown pair is refused with the implementations that the release has."""
     if exists:
-        assert isinstance(optimizer(name, impl, 0.0, torch), SGD if name == "sgd" else Adam)
+        assert isinstance(optimizer(asked(name, impl), torch), SGD if name == "sgd" else Adam)
         return
     allowed = "foreach, for-loop" if name == "sgd" else "foreach, fused, for-loop"
     with pytest.raises(InvalidValueError) as error:
-        optimizer(name, impl, 0.0, torch)
+        optimizer(asked(name, impl), torch)
     version = f"{torch[0]}.{torch[1]}"
     assert str(error.value) == f"optimizer implementation: torch {version} has no {impl} {name}; allowed: {allowed}"
 
 
 def test_momentum_is_sgds() -> None:
     """Adam has its own; asked for with it, an error says who takes it."""
-    assert isinstance(optimizer("sgd", "foreach", 0.9, (2, 13)), SGD)
+    assert isinstance(optimizer(asked("sgd", momentum=0.9), (2, 13)), SGD)
     for name in ("adam", "adamw"):
-        with pytest.raises(
-            InvalidValueError, match=f"momentum: read 0.9 with {name}; allowed: 0, or the optimizer sgd"
-        ):
-            optimizer(name, "foreach", 0.9, (2, 13))
+        with pytest.raises(InvalidValueError, match=f"momentum: read 0.9 with {name}; allowed with sgd"):
+            optimizer(asked(name, momentum=0.9), (2, 13))
 
 
 def test_momentum_decides_whether_there_is_a_buffer() -> None:

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast, get_args
 
-from gptcalc.formula import Dim, Formula, Product, ordered
+from gptcalc.formula import Dim, Formula, Product, ordered, product_size
 from gptcalc.inventory import Slice, Weight, inventory, part_weights
 from gptcalc.ledger.components import component_label
 from gptcalc.ledger.reasons import KIND_REASONS, op_words, why
+from gptcalc.optimizers.base import WHERE
 from gptcalc.parts.block import Block
 from gptcalc.spec import Part, Spec
 from gptcalc.tape.record import Slot
@@ -58,14 +59,19 @@ class _Alive(NamedTuple):
     @property
     def parts(self) -> tuple[Slice, ...]:
         """The components that it holds side by side."""
-        return self.row.slices if self.row is not None and self.slot.tensor.dims else ()
+        row, dims = self.row, self.slot.tensor.dims
+        return row.slices if row is not None and product_size(dims) == row.elements else ()
 
 
 class Alive:
     """The tensors of a model that are alive at an instant of a run."""
 
-    def __init__(self, spec: Spec, recording: Recording, place: Place, *, keeps: bool) -> None:
-        """`keeps` says whether autograd keeps values, as in training; in inference all of them are activations."""
+    def __init__(self, spec: Spec, recording: Recording, place: Place, *, keeps: bool, optimizer: str = "") -> None:
+        """`keeps` says whether autograd keeps values, as in training; in inference all of them are activations.
+
+        `optimizer` is the source of its states.
+        """
+        self._optimizer = optimizer
         rows = {row.name: row for row in inventory(spec)}
         self.spec = spec
         self._components = components(spec)
@@ -86,7 +92,7 @@ class Alive:
                 path += f".{tensor.label.partition(' of ')[0]}"
             key = f"{one.kind}.{path.replace(layers, 'layers.')}"
             seen[key] += 1
-            reason, source = why(one.kind, slot)
+            reason, source = self._why(one.kind, slot)
             yield Held(
                 key=key if seen[key] == 1 else f"{key}#{seen[key]}",
                 label=tensor.label,
@@ -112,7 +118,7 @@ class Alive:
         for kind, component, op in sorted(groups, key=lambda group: order.index(group[:2])):
             found = groups[kind, component, op]
             label = component_label(component)
-            reasons = [why(kind, one.slot) for _, one in found]
+            reasons = [self._why(kind, one.slot) for _, one in found]
             yield Held(
                 key=".".join(filter(None, (kind, component, op.removeprefix("aten::")))),
                 label=f"{label}: {op_words(op)}" if op else label,
@@ -125,6 +131,10 @@ class Alive:
                 why="; ".join(dict.fromkeys(reason for reason, _ in reasons)) if op else KIND_REASONS[kind],
                 source=reasons[0][1],
             )
+
+    def _why(self, kind: Kind, slot: Slot) -> tuple[str, str]:
+        reason, source = why(kind, slot)
+        return reason, self._optimizer if slot.where == WHERE and self._optimizer else source
 
     def _component(self, one: _Alive) -> str:
         """A weight's component in the parameter ledger; else the part that the tensor's op belongs to."""

@@ -79,6 +79,7 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
     checks = {field: setting.check for field, setting in SETTINGS.items() if field in given}
     fields |= {field: check(given[field], spelled(field)) for field, check in checks.items() if check is not None}
     fields["seq"] = _seq(spec, given.get("seq"), spelled)
+    fields.setdefault("optimizer_impl", _unasked_impl(names.get("optimizer", "adamw")))
     plan = Plan.model_validate(fields)
     if scope == "embedding":
         return Settled(plan, (), tuple(field for field in EMBEDDING[:3] if field not in given))
@@ -109,11 +110,12 @@ def with_dropout(overrides: Mapping[str, object], asked: Asked, spelled: Spelled
 def _must_agree(given: Asked, names: Mapping[str, str], spelled: Spelled) -> None:
     """Refuse what is given for nothing: it would look as if it had been heard."""
     scope, mode, optimizer = names.get("scope"), names.get("mode"), names.get("optimizer", "adamw")
+    unheard_of = {field: others for field, others in _optimizer_settings(given).items() if optimizer not in others}
     rules = [
         ("scope", "model", [field for field in given if field not in EMBEDDING] if scope == "embedding" else []),
         ("mode", "training or both", _only("training") if mode == "inference" else ()),
         ("mode", "inference or both", _only("inference") if mode == "training" else ()),
-        ("optimizer", "sgd", () if optimizer == "sgd" else ("momentum",)),
+        *(("optimizer", " or ".join(others), (field,)) for field, others in unheard_of.items()),
     ]
     for what, allowed, unheard in rules:
         for field in unheard:
@@ -126,9 +128,23 @@ def _must_agree(given: Asked, names: Mapping[str, str], spelled: Spelled) -> Non
                 )
 
 
+def _optimizer_settings(given: Asked) -> Mapping[str, tuple[str, ...]]:
+    """Of what was given, the settings for which some optimizers alone have a use, with their names."""
+    from gptcalc.optimizers import SETTINGS
+
+    return {field: names for field, names in SETTINGS.items() if field in given}
+
+
 def _only(mode: str) -> tuple[str, ...]:
     """The settings that this mode alone has a use for."""
     return tuple(field for field, setting in SETTINGS.items() if setting.used_in == mode)
+
+
+def _unasked_impl(optimizer: str) -> str:
+    """How an optimizer runs where nobody says it: foreach, if it can."""
+    from gptcalc.optimizers import OPTIMIZERS
+
+    return next(iter(OPTIMIZERS[optimizer].kind.since))
 
 
 def _choice(field: str, value: object, spelled: Spelled) -> str:
@@ -203,10 +219,15 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "seq": Setting("Tokens of each (T). (default: the context, 1,024 at most)", kind="number", metavar="N"),
         "precision": Setting("the dtype of weights and activations. (default: bf16)", get_args(Precision)),
         "optimizer": Setting("the update. (default: adamw)", get_args(OptimizerName), used_in="training"),
-        "optimizer_impl": Setting("how it runs. (default: foreach)", get_args(OptimizerImpl), used_in="training"),
+        "optimizer_impl": Setting(
+            "how it runs. (default: foreach; fused, which is all there is, for adamw8bit)",
+            get_args(OptimizerImpl),
+            used_in="training",
+        ),
         "momentum": Setting(
             "With sgd. (default: 0)", check=_momentum, used_in="training", kind="number", metavar="X", told=False
         ),
+        "amsgrad": Setting("With adamw or adam.", check=_flag, used_in="training", kind="flag", told=False),
         "attention": Setting("auto is what torch picks. (default: auto)", get_args(AttentionChoice)),
         "dropout": Setting(
             "All dropouts at once. (default: the model's own)", used_in="training", kind="number", metavar="P"

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
-from gptcalc.ledger.reasons import has_rms_norm, mode_notes
+from gptcalc.ledger.reasons import has_rms_norm, mode_notes, optimizer_notes
 from gptcalc.ledger.step import inference, training
-from gptcalc.optimizers import optimizer
+from gptcalc.optimizers import OPTIMIZERS, optimizer
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.delta import GatedDeltaNet
@@ -139,7 +139,7 @@ def record(  # noqa: PLR0913  what a run depends on
     backends = [choice.backend for choice in attention_choices(spec, plan, training=name == "training")]
     if name == "inference":
         return inference(spec, plan, backends, kernels, worst=worst)
-    update = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, torch_version(plan.torch))
+    update = optimizer(plan, torch_version(plan.torch))
     return training(spec, plan, backends, update, kernels, n_steps=n_steps, worst=worst)
 
 
@@ -197,7 +197,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         if stages[stage].name in PHASES[name]
     )
     peak = folded.peak(last)
-    alive = Alive(spec, recording, peak.place, keeps=name == "training")
+    alive = Alive(spec, recording, peak.place, keeps=name == "training", optimizer=OPTIMIZERS[plan.optimizer].source)
     choices = kernel_choices(spec, plan, training=name == "training")
     totals = Figures(*(max(figures) for figures in zip(*(phase.figures for phase in phases), strict=True)))
     return Mode(
@@ -213,7 +213,11 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         tokens=plan.batch * plan.seq,
         device=(totals.reserved + CONTEXT[0], totals.reserved + CONTEXT[1]),
         attention=(", ".join(choice.backend for choice in choices), "; ".join(choice.reason for choice in choices)),
-        notes=(*_routing(name, spec, plan, kernels), *mode_notes(spec, [choice.backend for choice in choices])),
+        notes=(
+            *_routing(name, spec, plan, kernels),
+            *mode_notes(spec, [choice.backend for choice in choices]),
+            *(optimizer_notes(plan) if name == "training" else ()),
+        ),
     )
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from gptcalc.optimizers.base import WHERE
 from gptcalc.parts.block import Block
 from gptcalc.parts.delta import GatedDeltaNet
 from gptcalc.parts.norm import RMSNorm
+from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape.record import Slot
 
@@ -56,6 +58,8 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
     if slot.keepers:
         names = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in slot.keepers))
         return f"kept for the backward pass of {names}", source
+    if kind == "temporary" and slot.where == WHERE:
+        return "what the optimizer computes of a weight in a step", source
     return OP_REASONS.get(slot.op, KIND_REASONS[kind]), source
 
 
@@ -76,6 +80,17 @@ def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
     if has_rms_norm(spec):
         notes.append("what RMSNorm keeps is source-derived: torch's fused kernel, not confirmed on a GPU yet")
     return tuple(notes)
+
+
+def optimizer_notes(plan: Plan) -> tuple[str, ...]:
+    """What a reader must know of the optimizer's numbers."""
+    notes = {
+        "muon": "Muon takes what has two axes in the layers; tables, unembedding, norms, biases and stacked experts are"
+        f" AdamW's, which is stepped after it ({plan.optimizer_impl})",
+        "adamw8bit": "the states of 8-bit AdamW are derived from bitsandbytes' source (blocks of 256, from 0.44 on;"
+        " fp32 for tensors below 4,096 elements): no run has confirmed them",
+    }
+    return (notes[plan.optimizer],) if plan.optimizer in notes else ()
 
 
 def has_rms_norm(spec: Spec) -> bool:

@@ -64,12 +64,9 @@ def training(  # noqa: PLR0913  what a step depends on
             _gradients(record, parameters)
         record.stage("optimizer")
         trained = [one for one in parameters if record.has_gradient(one.tensor.name, one.layer)]
-        if not step:
-            optimizer.create(record, trained)
-            record.segment("optimizer")
-        optimizer.step(record, trained)
+        optimizer.update(record, trained, first=not step)
         record.stage("end")
-        for tensor, layer, label in parameters:
+        for tensor, layer, label, _ in parameters:
             record.segment(label, layer)
             if (grad := record.parameter_gradient(tensor.name)) is not None:
                 record.release(grad)
@@ -142,7 +139,7 @@ def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -
         record.segment(label, layer)
         tensor = Tensor(row.name.rpartition("{}.")[2], weight_dims(row), plan.precision, row.name)
         record.parameter(tensor, row.name.rpartition(".")[0])
-        parameters.append(Parameter(tensor, layer, label))
+        parameters.append(Parameter(tensor, layer, label, weight_axes(row)))
 
     rows = [row for row in inventory(spec) if row.tied_to is None]
     n_before = next((index for index, row in enumerate(rows) if row.layers is not None), len(rows))
@@ -166,7 +163,7 @@ def _in_module_order(parameters: list[Parameter]) -> list[Parameter]:
     """As `module.parameters()` lists them: a module's own ones first, then its children as they were attached."""
     first: dict[str, int] = {}
     keys = []
-    for number, (tensor, layer, _) in enumerate(parameters):
+    for number, (tensor, layer, *_) in enumerate(parameters):
         *modules, _name = tensor.name.format(layer).split(".")
         paths = [".".join(modules[: n + 1]) for n in range(len(modules))]
         keys.append((*((1, first.setdefault(path, number)) for path in paths), (0, number)))
@@ -174,16 +171,21 @@ def _in_module_order(parameters: list[Parameter]) -> list[Parameter]:
 
 
 def weight_dims(row: Weight) -> Product:
-    """The dims of a tensor; slices side by side are one dim, which reads as their sum."""
-    if len(row.slices) == 1:
-        return row.slices[0].product
-    others = [dim for axis, dims in enumerate(row.slices[0].axes) if axis != row.axis for dim in dims]
-    along = Formula.of(part.axes[row.axis] for part in row.slices)
-    return (Dim(f"({along.letters})", along.value), *others)
+    """The dims of a tensor, all axes together."""
+    return tuple(dim for axis in weight_axes(row) for dim in axis)
+
+
+def weight_axes(row: Weight) -> tuple[Product, ...]:
+    """The dims of a tensor, axis by axis; slices side by side are one dim, which reads as their sum."""
+    axes = list(row.slices[0].axes)
+    if len(row.slices) > 1:
+        along = Formula.of(part.axes[row.axis] for part in row.slices)
+        axes[row.axis] = (Dim(f"({along.letters})", along.value),)
+    return tuple(axes)
 
 
 def _gradients(record: Recorder, parameters: Sequence[Parameter]) -> None:
     """Where no op is known, what every backward pass leaves: a gradient of each weight, from the last to the first."""
-    for tensor, layer, label in reversed(parameters):
+    for tensor, layer, label, _ in reversed(parameters):
         record.segment(label, layer)
         record.give_gradient(tensor)

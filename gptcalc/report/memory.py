@@ -12,6 +12,7 @@ from gptcalc.ledger.components import COMPONENTS, component_label
 from gptcalc.ledger.memory import Memory, Mode, ModeName
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.reasons import op_words
+from gptcalc.optimizers import OPTIMIZERS
 from gptcalc.plan import Plan
 from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
@@ -30,8 +31,6 @@ WORDS = (
     " reserved: the segments that hold them."
 )
 PEAK = "what the op makes is there, and what it reads is not let go yet: at no other moment is so much alive"
-#: What an optimizer is called where it is written, and how it runs.
-OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 #: Kinds that the table groups as `count` does.
 SIZED_AS_WEIGHTS = ("weights", "gradients", "optimizer")
 
@@ -119,13 +118,19 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
     yield from rest
     yield "; ".join(_precision(plan, modes))
     if "training" in modes:
-        momentum = f", momentum {plan.momentum:g}" if plan.momentum else ""
-        yield f"{OPTIMIZERS[plan.optimizer]} ({plan.optimizer_impl}){momentum} · {_dropout(model)}"
+        yield f"{_optimizer(plan)} · {_dropout(model)}"
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
     yield f"implementation reference (gptcalc's own module) · {plan.target} · torch {plan.torch}{segments}"
     if defaulted:
         yield by_default(defaulted)
+
+
+def _optimizer(plan: Plan) -> str:
+    """What it is called, how it runs, and what else it was asked for."""
+    momentum = f", momentum {plan.momentum:g}" if plan.momentum else ""
+    amsgrad = " with AMSGrad" if plan.amsgrad else ""
+    return f"{OPTIMIZERS[plan.optimizer].title}{amsgrad} ({plan.optimizer_impl}){momentum}"
 
 
 def by_default(fields: Sequence[str]) -> str:
@@ -311,7 +316,10 @@ def _remedies(memory: Memory) -> Iterator[str]:
     """What would lower this very peak."""
     plan = memory.plan
     if plan.optimizer_impl == "foreach" and any(mode.phase == "optimizer" for mode in memory.modes):
-        yield "--optimizer-impl fused takes no copies of all weights"
+        if plan.optimizer in ("adamw", "adam"):
+            yield "--optimizer-impl fused takes no copies of all weights"
+        if plan.optimizer == "adafactor":
+            yield "--optimizer-impl for-loop takes copies of two weights at a time"
     if plan.attention in ("math", "eager"):
         yield "--attention auto may keep no B×N×T×T"
     if plan.logits == "all" and "inference" in {mode.name for mode in memory.modes}:

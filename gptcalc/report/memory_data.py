@@ -112,6 +112,7 @@ class PlanJSON(TypedDict):
     optimizer: str
     optimizer_impl: str
     momentum: float
+    amsgrad: bool
     attention: str
     kv_dtype: str
     logits: str
@@ -215,6 +216,7 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "optimizer": plan.optimizer,
             "optimizer_impl": plan.optimizer_impl,
             "momentum": plan.momentum,
+            "amsgrad": plan.amsgrad,
             "attention": plan.attention,
             "kv_dtype": plan.kv_dtype,
             "logits": plan.logits,

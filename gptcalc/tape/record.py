@@ -227,6 +227,10 @@ class Recorder:
         for slot in taken:
             self.release(slot)
 
+    def kernel(self, op: Op) -> None:
+        """An op that is in no tape (an optimizer's) runs: what its kernel takes for itself."""
+        self._take(op, "backward" if self.stages[-1].name == "backward" else "forward")
+
     # --- Backward ---
 
     def seed(self, tensor: Tensor) -> Slot:

@@ -267,7 +267,7 @@ def _train(run: _Run, spec: Spec, plan: Plan, steps: int) -> Taken:
     with run.phase("build"):
         model = decoder(spec, plan, place).train()
         ids, targets = (_tokens(spec, plan.batch, plan.seq, place) for _ in range(2))
-        optimizer = optimizer_of(plan, list(model.parameters()))
+        optimizer = optimizer_of(plan, model)
     for step in range(1, steps + 1):
         with run.phase("forward", step):
             if step == 1:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from gptcalc.allocator import Allocator, Block, Figures
 from gptcalc.modules.checks import trusted
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
+from gptcalc.witness.adam8bit import AdamW8bit
 from gptcalc.witness.meta import DTYPES, decoder, token_ids
 
 
@@ -69,6 +70,8 @@ class _References(NamedTuple):
 
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
+#: A number's way to Python, which meta has none to give.
+_ITEM = _aten._local_scalar_dense.default
 #: What formulas of backward run in place on zeros that they have just made, unless they are watched.
 _IN_PLACE_IF_UNWATCHED = {
     _aten.index_put.default,
@@ -119,6 +122,8 @@ class _Recorder(TorchDispatchMode):
             return None
         if func is _ADD and _called_by_engine(sys._getframe()) and self._sole_and_dense(args[0]):
             return args[0]
+        if func is _ITEM and args[0].is_meta:
+            return 1.0  # what an optimizer computes with it decides about no tensor
         if func in _IN_PLACE_IF_UNWATCHED and _called_by_engine(sys._getframe()):
             return args[0]
         result = func(*args, **(kwargs or {}))
@@ -182,7 +187,7 @@ def trace_training(spec: Spec, plan: Plan, steps: int = 2, device: str = "meta")
         with recorder.phase("build"):
             model = decoder(spec, plan, device).train()
             ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
-            optimizer = optimizer_of(plan, list(model.parameters()))
+            optimizer = optimizer_of(plan, model)
         for step in range(1, steps + 1):
             with recorder.phase("forward", step):
                 loss = model(ids, targets).loss
@@ -217,14 +222,54 @@ def trace_inference(spec: Spec, plan: Plan, device: str = "meta") -> Trace:
     return Trace(tuple(recorder.phases))
 
 
-def optimizer_of(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+class Updates(Protocol):
+    """What a training loop calls of its optimizer, or optimizers."""
+
+    def step(self) -> object:
+        """Update the weights."""
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        """Let go of the gradients."""
+
+
+class _Several:
+    """Optimizers of different weights, stepped one after the other."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self._optimizers = optimizers
+
+    def step(self) -> None:
+        """Each in turn."""
+        for one in self._optimizers:
+            one.step()
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        """Of all."""
+        for one in self._optimizers:
+            one.zero_grad(set_to_none=set_to_none)
+
+
+def optimizer_of(plan: Plan, model: nn.Module) -> Updates:
     """As torch has it, with its defaults; the implementation is said outright, since torch picks none on meta."""
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    everything = [weight for _, weight in named]
     how: dict[str, Any] = {"foreach": plan.optimizer_impl == "foreach", "fused": plan.optimizer_impl == "fused"}
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=plan.momentum, **how)
+        return torch.optim.SGD(everything, momentum=plan.momentum, **how)
     if plan.optimizer == "adam":
-        return torch.optim.Adam(parameters, **how)
-    return torch.optim.AdamW(parameters, **how)
+        return torch.optim.Adam(everything, amsgrad=plan.amsgrad, **how)
+    if plan.optimizer == "adafactor":
+        return torch.optim.Adafactor(everything, foreach=how["foreach"])
+    if plan.optimizer == "adamw8bit":
+        return AdamW8bit(everything)
+    if plan.optimizer == "muon":
+        # A layer's tensors have its number in their names; tables and the unembedding have none.
+        numbered = {name for name, _ in named if any(step.isdecimal() for step in name.split("."))}
+        matrices = [weight for name, weight in named if name in numbered and weight.ndim == 2]
+        taken = set(map(id, matrices))
+        rest = [weight for weight in everything if id(weight) not in taken]
+        return _Several(torch.optim.Muon(matrices), torch.optim.AdamW(rest, **how))
+    return torch.optim.AdamW(everything, amsgrad=plan.amsgrad, **how)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_a_folded_pattern_is_the_whole_run(impl: str) -> None:
     """Five sliding layers and a full one, four times, and two more: each instant, each phase, by the byte."""
     spec = resolve(GEMMA, {}).spec
     plan = Plan(batch=2, seq=11)
-    update = optimizer("adamw", impl, 0.0, torch_version(plan.torch))
+    update = optimizer(plan.model_copy(update={"optimizer_impl": impl}), torch_version(plan.torch))
     kernels = [[choice.backend for choice in attention_choices(spec, plan, training=on)] for on in (True, False)]
     trained = [training(spec, plan, kernels[0], update, None, recorded=n) for n in (3, ALL)]
     asked = [inference(spec, plan, kernels[1], None, recorded=n) for n in (3, ALL)]

@@ -75,7 +75,7 @@ def train(spec: Spec, plan: Plan) -> Events:
     """The second step of two."""
     model, watched = model_of(spec, plan).train(), Watched()
     ids, targets = ids_of(spec, plan.seq), ids_of(spec, plan.seq)
-    optimizer = optimizer_of(plan, list(model.parameters()))
+    optimizer = optimizer_of(plan, model)
 
     def step() -> None:
         with record_function("phase forward"):
