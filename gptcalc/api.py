@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from gptcalc.ledger.embedding import EmbeddingStage
     from gptcalc.ledger.memory import Memory, Mode
     from gptcalc.ledger.request import Request
+    from gptcalc.ledger.versus import Both
     from gptcalc.report.compare import CompareJSON
     from gptcalc.report.design import DesignJSON
     from gptcalc.report.memory_data import MemoryJSON
+    from gptcalc.report.versus import Side, VersusJSON
 
 
 class Count(NamedTuple):
@@ -139,6 +141,10 @@ class MemoryReport(NamedTuple):
         if self.request is not None:
             save_plan(path, self.request, version=__version__)
 
+    def versus(self, other: "MemoryReport") -> "Versus":
+        """What `other` takes more or less, line by line."""
+        return Versus(self, other)
+
     def _said(self) -> tuple[str, ...]:
         """What is to be said of the request itself."""
         return self.request.notes() if self.request else ()
@@ -154,6 +160,53 @@ class MemoryReport(NamedTuple):
         else:
             found = embedding_document(self.model, self.answer, self.defaulted, explain=explain)
         return found._replace(heading=(*found.heading, *self._said()))
+
+    def _repr_html_(self) -> str:
+        """Tables for a notebook."""
+        from gptcalc.report.plain import render_html
+
+        return render_html(self.document())
+
+
+class Versus(NamedTuple):
+    """Two plans against each other, and every form of the report; `words` are what makes the second of the first."""
+
+    first: MemoryReport
+    second: MemoryReport
+    words: str = ""
+    command: str = ""
+
+    def __repr__(self) -> str:
+        """Both peaks; everything else is in the fields."""
+        return f"Versus({self.first!r}, {self.second!r})"
+
+    @property
+    def modes(self) -> "tuple[Both, ...]":
+        """Every mode of either, with all figures and lines of both and the difference."""
+        from gptcalc.report.versus import both
+
+        return both(*self._sides(), self.first.depth)
+
+    def to_dict(self) -> "VersusJSON":
+        """What `gptcalc memory --versus --format json` prints."""
+        from gptcalc.report.versus import versus_json
+
+        return versus_json(*self._sides(), self.first.depth, self.words, self.command)
+
+    def document(self) -> Document:
+        """The report before it has a format."""
+        from gptcalc.report.versus import versus_document
+
+        return versus_document(*self._sides(), self.first.depth, self.words)
+
+    def _sides(self) -> "tuple[Side, Side]":
+        from gptcalc.ledger.memory import Memory
+        from gptcalc.report.versus import Side
+
+        found = [Side(each.model, each.answer) for each in self[:2] if isinstance(each.answer, Memory)]
+        if len(found) < 2:
+            raise InvalidValueError("versus: read scope embedding; allowed: plans of the whole model")
+        return found[0], found[1]
 
     def _repr_html_(self) -> str:
         """Tables for a notebook."""
@@ -232,6 +285,7 @@ __all__ = [
     "Design",
     "GptcalcError",
     "MemoryReport",
+    "Versus",
     "check",
     "check_of",
     "compare",

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from gptcalc import __version__
 from gptcalc.cli.output import say
+from gptcalc.cli.usage import USAGE_ERROR
 from gptcalc.errors import GptcalcError
 
 #: Every command, in the order of `--help`; each is `gptcalc/cli/NAME.py`.
@@ -23,9 +24,6 @@ COMMANDS = ("count", "memory", "compare", "design", "check", "bench", "presets",
 #: Exit codes: a disagreement or a model that does not fit is 1, a wrong request 2.
 WRONG_REQUEST = 2
 INTERRUPTED = 130
-
-#: typer's errors of usage; its own base class was renamed and vendored over time, `BadParameter` stayed.
-USAGE_ERROR: type[Exception] = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
 class Commands(TyperGroup):

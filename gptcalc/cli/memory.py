@@ -9,7 +9,8 @@ import typer
 from gptcalc import api
 from gptcalc.cli.options import FormatOption, spelled, takes_model, takes_plan
 from gptcalc.cli.output import answer
-from gptcalc.errors import InvalidValueError
+from gptcalc.cli.usage import USAGE_ERROR
+from gptcalc.errors import GptcalcError, InvalidValueError, shown
 from gptcalc.ledger.request import VIEW, Request
 from gptcalc.report.formats import Format, render
 
@@ -40,6 +41,14 @@ def memory(
     explain: Annotated[
         bool | None, typer.Option("--explain/--no-explain", help="Add why each line is there, and who says so.")
     ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option(
+            "--versus",
+            metavar="'OPTIONS'",
+            help="Against the same with other options, in quotes: every line of both, and the difference.",
+        ),
+    ] = None,
     save_plan: Annotated[
         str | None,
         typer.Option("--save-plan", metavar="FILE", help="Keep all options as a plan file: FILE.toml or FILE.json."),
@@ -47,7 +56,13 @@ def memory(
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """What is alive at the peak of a training step and of inference, byte by byte, and when that is."""
-    del model, overrides, scope, depth, timeline, explain  # the plan has them
+    del model, overrides, scope, depth  # the plan has them
+    if versus is not None:
+        typed = {"timeline": timeline, "explain": explain, "save_plan": save_plan}
+        for name in (name for name, value in typed.items() if value):
+            raise InvalidValueError(f"memory: read {spelled(name)} with --versus; allowed: one of them")
+        compared = against(plan, versus)._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
+        return answer(render(format_, compared.document, compared.to_dict))
     report = api.memory_by(plan, spelled=spelled)
     shown = {**VIEW, **plan.view}
     if shown["timeline"] and not report.modes:
@@ -56,4 +71,38 @@ def memory(
     if save_plan is not None:
         report.save_plan(save_plan)
     view = {name: bool(shown[name]) for name in ("explain", "timeline")}
-    answer(render(format_, lambda: report.document(**view), report.to_dict))
+    return answer(render(format_, lambda: report.document(**view), report.to_dict))
+
+
+def against(plan: Request, text: str) -> api.Versus:
+    """The answer of `plan` against that of the same with the options in `text`, of which errors speak."""
+    first = api.memory_by(plan, spelled=spelled)
+    if not first.modes:
+        raise InvalidValueError("memory: read --versus with --scope embedding; allowed: one of them")
+    try:
+        second = api.memory_by(parsed(text).over(plan, spelled), spelled=spelled)
+    except GptcalcError as error:
+        raise type(error)(f"--versus {shown(text)}: {error}") from None
+    return api.Versus(first, second, text)
+
+
+def parsed(text: str) -> Request:
+    """What a command line asks for: the options of a run and of the model, MODEL, and a plan file."""
+    found: list[Request] = []
+    inner = typer.Typer(add_completion=False)
+
+    @inner.command(context_settings={"help_option_names": []})
+    @takes_model
+    @takes_plan
+    def second(*, model: str | None, overrides: dict[str, Any], plan: Request) -> None:
+        """Keep what was asked."""
+        del model, overrides  # the plan has them
+        found.append(plan)
+
+    try:
+        inner(shlex.split(text), standalone_mode=False, prog_name="--versus")
+    except ValueError as error:
+        raise InvalidValueError(f"not a command line: {error}") from None
+    except USAGE_ERROR as error:
+        raise InvalidValueError(str(error.format_message()).replace("\n", " ")) from None  # type: ignore[attr-defined]
+    return found[0]

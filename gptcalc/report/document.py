@@ -15,7 +15,7 @@ class Column(NamedTuple):
 
     `wraps` lets long cells break at spaces, down to a width of `least`. Where a terminal is too narrow, columns go in
     the order of `drop`, highest first; 0 is never dropped. Then names break at any letter in columns that are `folded`.
-    Columns with a `block` are never dropped: those of one number stay together, below the others if there is no room
+    Columns with a `block` need not be dropped: those of one number stay together, below the others if there is no room
     beside them, with the columns of no block (0) before them again.
     """
 

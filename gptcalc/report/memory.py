@@ -181,7 +181,7 @@ def _alive_table(title: str, mode: Mode, depth: int) -> Table:
     """Kinds, and beneath each what it is made of."""
     columns, total = _BY_DEPTH[depth], mode.totals.requested
     order = list(KINDS)
-    found = list(rows(mode, depth)) if depth > 1 else _by_group(rows(mode, depth))
+    found = list(rows(mode, depth)) if depth > 1 else by_group(rows(mode, depth))
     found.sort(key=lambda row: order.index(row.kind))
     lines: list[tuple[Value, ...]] = []
     for kind, group in groupby(found, key=lambda row: row.kind):
@@ -197,7 +197,7 @@ def _kind(kind: Kind, mode: Mode) -> str:
     return f"{'saved ' if kind == 'activations' and mode.name == 'training' else ''}{KINDS[kind][1]}"
 
 
-def _by_group(lines: Sequence[Held]) -> list[Held]:
+def by_group(lines: Sequence[Held]) -> list[Held]:
     """The lines with those of weights, and of what has their sizes, as `count` groups them: all biases in one."""
     groups: dict[tuple[str, str], list[Held]] = {}
     for line in lines:

@@ -13,11 +13,13 @@ from gptcalc.report.count_data import CountJSON
 from gptcalc.report.design import DesignJSON
 from gptcalc.report.memory_data import MemoryJSON
 from gptcalc.report.presets import PresetJSON, PresetsJSON
+from gptcalc.report.versus import VersusJSON
 
 #: The answer's type by command.
 SCHEMAS: dict[str, Any] = {
     "count": CountJSON,
     "memory": MemoryJSON,
+    "memory-versus": VersusJSON,
     "compare": CompareJSON,
     "design": DesignJSON,
     "check": CheckJSON,

@@ -153,7 +153,9 @@ def _only(table: Table, numbers: list[int]) -> Table:
 
 
 def _fits(table: Table, width: int) -> bool:
-    return sum(_minimum(table, index) for index in range(len(table.columns))) + _gaps(table.columns) <= width
+    """Whether the columns that are never dropped have room."""
+    kept = [index for index, column in enumerate(table.columns) if not column.drop]
+    return sum(_minimum(table, index) for index in kept) + _gaps(tuple(table.columns[i] for i in kept)) <= width
 
 
 def _print_table(console: Console, table: Table, width: int) -> None:
