@@ -99,8 +99,8 @@ def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
         if given.get("scope") is not None:
             asked["scope"] = given["scope"]
         view = {name: given[name] for name in views if given[name] is not None}
-        model = (given["model"], given["overrides"]) if has_model else (None, {})
-        typed, file = Request(*model, asked, view, typed=frozenset(asked)), given.pop("plan_file")
+        model, overrides = (given["model"], given["overrides"]) if has_model else (None, {})
+        typed, file = Request(model, overrides, asked, view, typed=frozenset(asked)), given.pop("plan_file")
         plan = typed if file is None else typed.over(read_plan(file), spelled)
         if has_model:
             given |= {"model": plan.model, "overrides": plan.overrides}

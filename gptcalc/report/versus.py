@@ -112,7 +112,8 @@ def differs(first: Side, second: Side) -> Iterator[tuple[str, object, object]]:
         models = [compare.Compared("", side.model, parameters(side.model.spec)) for side in (first, second)]
         for row in compare.hyperparameters(models):
             if compare.differ(row):
-                yield row.key, *(None if value is compare.MISSING else value for value in row.values)
+                one, other = (None if value is compare.MISSING else value for value in row.values)
+                yield row.key, one, other
     plans = [_plan(side) for side in (first, second)]
     for key, value in plans[0].items():
         if plans[1][key] != value:
