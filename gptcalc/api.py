@@ -345,6 +345,7 @@ def memory(  # noqa: PLR0913  a setting is an argument
     amsgrad: bool | None = None,
     dropout: float | None = None,
     attention: str | None = None,
+    checkpointing: str | None = None,
     kv_dtype: str | None = None,
     logits: str | None = None,
     target: str | None = None,

@@ -9,6 +9,8 @@ OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw8bit"
 OptimizerImpl = Literal["foreach", "fused", "for-loop"]
 #: What a user may ask for; `auto` is what torch picks.
 AttentionChoice = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"]
+#: What of a training step is computed again in its backward pass.
+Checkpointing = Literal["none", "full"]
 Logits = Literal["last", "all"]
 
 
@@ -16,7 +18,8 @@ class Plan(Record):
     """One device's share of the work. `batch` (B) sequences of `seq` (T) tokens.
 
     `precision` is the dtype of weights and activations, `kv_dtype` that of the KV cache. In inference `seq` counts
-    prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache.
+    prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache. With
+    `checkpointing` `full` each block runs again in the backward pass.
     """
 
     batch: Size = 1
@@ -27,6 +30,7 @@ class Plan(Record):
     momentum: float = 0.0
     amsgrad: bool = False
     attention: AttentionChoice = "auto"
+    checkpointing: Checkpointing = "none"
     kv_dtype: Precision = "bf16"
     logits: Logits = "last"
     target: str = "sm90"

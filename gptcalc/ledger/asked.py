@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
-from gptcalc.plan import AttentionChoice, Logits, OptimizerImpl, OptimizerName, Plan, Precision
+from gptcalc.plan import AttentionChoice, Checkpointing, Logits, OptimizerImpl, OptimizerName, Plan, Precision
 from gptcalc.spec import MOST, Spec
 
 if TYPE_CHECKING:
@@ -231,6 +231,12 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "attention": Setting("auto is what torch picks. (default: auto)", get_args(AttentionChoice)),
         "dropout": Setting(
             "All dropouts at once. (default: the model's own)", used_in="training", kind="number", metavar="P"
+        ),
+        "checkpointing": Setting(
+            "what runs again in the backward pass. (default: none)",
+            get_args(Checkpointing),
+            used_in="training",
+            told=False,
         ),
         "kv_dtype": Setting(
             "the dtype of the KV cache. (default: the precision)", get_args(Precision), used_in="inference"

@@ -200,6 +200,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
     alive = Alive(spec, recording, peak.place, keeps=name == "training", optimizer=OPTIMIZERS[plan.optimizer].source)
     choices = kernel_choices(spec, plan, training=name == "training")
     totals = Figures(*(max(figures) for figures in zip(*(phase.figures for phase in phases), strict=True)))
+    again = plan.checkpointing if name == "training" else "none"
     return Mode(
         name=name,
         totals=totals,
@@ -215,7 +216,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         attention=(", ".join(choice.backend for choice in choices), "; ".join(choice.reason for choice in choices)),
         notes=(
             *_routing(name, spec, plan, kernels),
-            *mode_notes(spec, [choice.backend for choice in choices]),
+            *mode_notes(spec, [choice.backend for choice in choices], again),
             *(optimizer_notes(plan) if name == "training" else ()),
         ),
     )

@@ -5,6 +5,7 @@ only itself and its neighbours, so that the middle one stands for all others.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from gptcalc.formula import Dim
@@ -14,9 +15,9 @@ from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
 from gptcalc.parts.stage import input_stage
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
-from gptcalc.tape.record import Buffered, Home, Recorder
+from gptcalc.tape.record import CHECKPOINT, Buffered, Home, Recorder
 from gptcalc.tape.replay import Group
-from gptcalc.tape.rows import Op, Rows, Setting, Tensor, cut, leave, ops_of, result
+from gptcalc.tape.rows import Checkpoint, Op, Rows, Setting, Tensor, cut, leave, ops_of, result
 
 #: Layers of a group that are recorded.
 RECORDED = 3
@@ -132,6 +133,26 @@ def head(spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tenso
     return Stretch("head", None, tuple(rows), result(rows))
 
 
+def recomputed(stretches: Sequence[Stretch], at: Setting, shared: Sequence[Tensor] = ()) -> list[Stretch]:
+    """The stretches, the layers among them under checkpoints: each keeps its input, and holds what else it is given.
+
+    What the layers themselves have made for all (`shared`) lives until the first one needs it no more.
+    """
+    found, ends = [], tuple(shared)
+    for stretch in stretches:
+        if stretch.layer is None:
+            found.append(stretch)
+            continue
+        made = {access.tensor for op in stretch.rows for access in op.writes}
+        read = dict.fromkeys(access.tensor for op in stretch.rows for access in op.reads)
+        given = (tensor for tensor in read if not tensor.owner.name and tensor.owner not in made)
+        held = tuple(tensor for tensor in given if tensor.owner != at.x)
+        checkpoint = Checkpoint("block", (at.x,), held, ends)
+        found.append(stretch._replace(rows=tuple(op._replace(checkpoint=checkpoint) for op in stretch.rows)))
+        ends = ()
+    return found
+
+
 def shared_by_layers(stretches: list[Stretch]) -> tuple[Tensor, ...]:
     """What the first layer made for all of them, which ends with the trunk."""
     rows = [op for stretch in stretches for op in stretch.rows]
@@ -151,7 +172,12 @@ def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[lis
         record.segment(stretch.label, stretch.layer)
         if carried is not None:
             record.bind(at.x, carried, needs=at.training)
-        kept.append([op for op in stretch.rows if record.run(op, training=at.training)])
+        kept.append([])
+        for checkpoint, rows in groupby(stretch.rows, lambda op: op.checkpoint if at.training else None):
+            if checkpoint is not None:
+                record.keep(checkpoint.keeps, CHECKPOINT)
+                record.hold_all(checkpoint.holds)
+            kept[-1] += [op for op in rows if record.run(op, training=at.training, keeps=checkpoint is None)]
     return kept
 
 
@@ -164,8 +190,28 @@ def backward(record: Recorder, stretches: list[Stretch], kept: list[list[Op]], a
         record.segment(stretch.label, stretch.layer)
         if handed is not None:
             record.push_gradient(stretch.out, handed)
-        for op in reversed(kept[number]):
-            record.reverse(op)
+        for checkpoint, rows in groupby(reversed(kept[number]), lambda op: op.checkpoint):
+            if checkpoint is None:
+                for op in rows:
+                    record.reverse(op)
+            else:
+                _reverse_again(record, checkpoint, stretch, tuple(rows))
         handed = record.pop_gradient(at.x) if number else None
     record.segment("head")
     record.release(seed)
+
+
+def _reverse_again(record: Recorder, checkpoint: Checkpoint, stretch: Stretch, kept: Sequence[Op]) -> None:
+    """The rows under a checkpoint in reverse: the first that wants what it kept has all of them run again.
+
+    What the checkpoint keeps goes with the last tensor that autograd has kept.
+    """
+    rows = [op for op in stretch.rows if op.checkpoint == checkpoint]
+    waits, first = True, [op for op in kept if op.saves][-1]
+    for op in kept:
+        if waits and op.saves and record.reached(op):
+            record.again(rows, checkpoint, kept)
+            waits = False
+        record.reverse(op)
+        if op is first:
+            record.release_all((*checkpoint.keeps, *checkpoint.holds, *checkpoint.ends))

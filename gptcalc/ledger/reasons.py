@@ -8,7 +8,7 @@ from gptcalc.parts.delta import GatedDeltaNet
 from gptcalc.parts.norm import RMSNorm
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
-from gptcalc.tape.record import Slot
+from gptcalc.tape.record import CHECKPOINT, Slot
 
 _ENGINE = "torch/csrc/autograd"
 _DERIVATIVES = "torch's derivatives.yaml"
@@ -23,6 +23,14 @@ KIND_REASONS = {
     "logits": "a score for each token of the vocabulary, and what the loss makes of it",
     "temporary": "values on their way, which the next ops read and let go",
     "workspace": "what kernels take for themselves: no op shows it",
+}
+CHECKPOINT_SOURCE = "torch/utils/checkpoint.py, without reentrance"
+#: What is to be known of a way of checkpointing.
+CHECKPOINTING_NOTES = {
+    "full": (
+        "each block runs again in the backward pass, all but what follows the last value that its gradients need: that"
+        " costs about one more forward pass, a third of a step's work"
+    ),
 }
 _SOURCES = {
     "weights": "the inventory of the model",
@@ -55,15 +63,22 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
     source = _SOURCES.get(kind, _DERIVATIVES)
     if slot.op == "aten::_fused_rms_norm":
         source = f"{_DERIVATIVES}; source-derived: no GPU has confirmed what the fused kernel keeps"
+    if CHECKPOINT in slot.keepers:
+        return "kept so that the block can be computed again from it", CHECKPOINT_SOURCE
     if slot.keepers:
-        names = ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in slot.keepers))
-        return f"kept for the backward pass of {names}", source
+        return f"kept for the backward pass of {_names(slot.keepers)}", source
+    if slot.again:
+        return f"computed again in the backward pass, for that of {_names(slot.again)}", source
     if kind == "temporary" and slot.where == WHERE:
         return "what the optimizer computes of a weight in a step", source
     return OP_REASONS.get(slot.op, KIND_REASONS[kind]), source
 
 
-def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
+def _names(ops: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(op.removeprefix("aten::") for op in ops))
+
+
+def mode_notes(spec: Spec, backends: Sequence[str], checkpointing: str = "none") -> tuple[str, ...]:
     """What a reader must know of the numbers."""
     notes = []
     if spec.unknown_ops:
@@ -72,6 +87,8 @@ def mode_notes(spec: Spec, backends: Sequence[str]) -> tuple[str, ...]:
             " modelled, so what forward and backward make is not in these numbers"
         )
         return tuple(notes)
+    if checkpointing != "none":
+        notes.append(CHECKPOINTING_NOTES[checkpointing])
     if "cudnn" in backends:
         notes.append(
             "attention runs in cuDNN, whose workspace only cuDNN knows: it is not in these numbers"

@@ -15,7 +15,18 @@ from itertools import accumulate
 from gptcalc.formula import Dim, Formula, Product
 from gptcalc.inventory import Weight, inventory
 from gptcalc.ledger.cache import remembered
-from gptcalc.ledger.passes import RECORDED, Stretch, backward, forward, groups, head, setting, shared_by_layers, trunk
+from gptcalc.ledger.passes import (
+    RECORDED,
+    Stretch,
+    backward,
+    forward,
+    groups,
+    head,
+    recomputed,
+    setting,
+    shared_by_layers,
+    trunk,
+)
 from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
@@ -25,7 +36,7 @@ from gptcalc.plan import Plan
 from gptcalc.spec import Part, Spec
 from gptcalc.tape.record import Home, Kernels, Recorder
 from gptcalc.tape.replay import Group, Recording
-from gptcalc.tape.rows import Tensor
+from gptcalc.tape.rows import Setting, Tensor
 
 
 def training(  # noqa: PLR0913  what a step depends on
@@ -51,8 +62,7 @@ def training(  # noqa: PLR0913  what a step depends on
         record.given(tensor, "inputs")
     stretches: list[Stretch] = []
     if not spec.unknown_ops:
-        stretches = trunk(spec, at, among, attention)
-        stretches.append(head(spec, at, targets, shared_by_layers(stretches)))
+        stretches = _training_stretches(spec, plan, at, targets, trunk(spec, at, among, attention))
     for step in range(n_steps):
         record.new_step()
         record.stage("forward")
@@ -74,6 +84,17 @@ def training(  # noqa: PLR0913  what a step depends on
         if stretches:
             record.release(record.slot(stretches[-1].out))
     return Recording(record, among)
+
+
+def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, layers: list[Stretch]) -> list[Stretch]:
+    """The trunk's stretches, under checkpoints where the plan says so, and the head.
+
+    What layers share lives in an object that each block is given: a block that is to run again holds it.
+    """
+    shared = shared_by_layers(layers)
+    if plan.checkpointing == "full":
+        return [*recomputed(layers, at, shared), head(spec, at, targets, ())]
+    return [*layers, head(spec, at, targets, shared)]
 
 
 def inference(  # noqa: PLR0913  what a run depends on

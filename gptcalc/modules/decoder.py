@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from gptcalc.errors import UnknownNameError
 from gptcalc.modules import ops
@@ -17,14 +18,18 @@ from gptcalc.modules.itemised import Dims, Itemised, empty, init_constant, init_
 from gptcalc.modules.passing import KVCache, Pass
 from gptcalc.spec import Spec
 
+#: What may be computed again in the backward pass.
+CHECKPOINTING = ("none", "full")
 
-def build(spec: Spec, *, attention: str | Sequence[str] = "auto") -> Decoder:
+
+def build(spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing: str = "none") -> Decoder:
     """The decoder of `spec` on the default device; under `torch.device("meta")` it has shapes and no values.
 
     Names and shapes are those of the transformers class, so that its state dict loads strictly. `attention` is the
-    backend that every layer uses (see `ops.attention`), or those of the groups of layers, one for each.
+    backend that every layer uses (see `ops.attention`), or those of the groups of layers, one for each. With
+    `checkpointing` each block (`full`) is computed again in the backward pass of training, instead of kept.
     """
-    return Decoder(spec, attention=attention)
+    return Decoder(spec, attention=attention, checkpointing=checkpointing)
 
 
 class DecoderOutput(NamedTuple):
@@ -109,8 +114,10 @@ class Unembedding(Itemised):
 class Trunk(GPTEmbedding):
     """The input stage, the layers and the final norm, in one container as published checkpoints have them."""
 
-    def __init__(self, spec: Spec, attention: str | Sequence[str] = "auto") -> None:
+    def __init__(self, spec: Spec, attention: str | Sequence[str] = "auto", checkpointing: str = "none") -> None:
         """Build every layer of every group."""
+        if checkpointing not in CHECKPOINTING:
+            raise UnknownNameError.near("checkpointing", str(checkpointing), CHECKPOINTING)
         positions = "" if spec.positions is None else spec.positions.name
         super().__init__(_input_config(spec), names=(spec.embedding.name, positions), beside=_beside(spec))
         dims = Dims.of(spec)
@@ -118,6 +125,7 @@ class Trunk(GPTEmbedding):
         for backend in backends:
             ops.check_backend(backend)
         pairs = zip(spec.layers, backends, strict=True)
+        self.checkpointing = checkpointing
         self.attention = [backend for group, backend in pairs for _ in range(group.n_layers)]
         self.layers_name = spec.layers_name
         groups = [(group.n_layers, group.block.model_dump()) for group in spec.layers]
@@ -151,8 +159,11 @@ class Trunk(GPTEmbedding):
         _check_cache(x, cache, start)
         shared = Pass(start)
         for layer, block in enumerate(self.list_of_layers):
-            shared.attention = self.attention[layer]
-            x = block(x, shared, None if cache is None else cache.layers[layer])
+            own = shared.of_layer(self.attention[layer])
+            if self.training and self.checkpointing == "full":
+                x = checkpoint(block, x, own, use_reentrant=False)
+            else:
+                x = block(x, own, None if cache is None else cache.layers[layer])
         for name in self._last:
             x = self.child(name)(x)
         return x
@@ -195,12 +206,12 @@ def _beside(spec: Spec) -> Beside:
 class Decoder(Itemised):
     """Token IDs to logits; children bear the published names. Everything follows the parameters' device and dtype."""
 
-    def __init__(self, spec: Spec, *, attention: str | Sequence[str] = "auto") -> None:
+    def __init__(self, spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing: str = "none") -> None:
         """Build the trunk and the unembedding, and tie them where the spec says so."""
         super().__init__()
         self.n_vocab = spec.n_vocab
         self.trunk_name, self.unembedding_name = spec.trunk, spec.unembedding.name
-        self.attach(spec.trunk, Trunk(spec, attention))
+        self.attach(spec.trunk, Trunk(spec, attention, checkpointing))
         self.attach(spec.unembedding.name, make(spec.unembedding.model_dump(), Dims.of(spec)))
         self.tie()
 

@@ -88,6 +88,12 @@ class Pass:
         self.start, self.attention = start, attention
         self._made: dict[Hashable, Any] = {}
 
+    def of_layer(self, attention: str) -> Pass:
+        """The same pass as a layer sees it that has its own `attention`: it may run again when others have run."""
+        own = Pass(self.start, attention)
+        own._made = self._made
+        return own
+
     def once(self, what: Hashable, make: Callable[[], Made]) -> Made:
         """`what`, made by the first layer that asks for it."""
         if what not in self._made:

@@ -31,6 +31,8 @@ WORDS = (
     " reserved: the segments that hold them."
 )
 PEAK = "what the op makes is there, and what it reads is not let go yet: at no other moment is so much alive"
+#: What runs again in the backward pass, as the heading has it.
+RECOMPUTED = {"none": "", "full": " · checkpointing full: each block runs again in the backward pass"}
 #: Kinds that the table groups as `count` does.
 SIZED_AS_WEIGHTS = ("weights", "gradients", "optimizer")
 
@@ -118,7 +120,7 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
     yield from rest
     yield "; ".join(_precision(plan, modes))
     if "training" in modes:
-        yield f"{_optimizer(plan)} · {_dropout(model)}"
+        yield f"{_optimizer(plan)} · {_dropout(model)}{RECOMPUTED[plan.checkpointing]}"
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
     yield f"implementation reference (gptcalc's own module) · {plan.target} · torch {plan.torch}{segments}"

@@ -114,6 +114,7 @@ class PlanJSON(TypedDict):
     momentum: float
     amsgrad: bool
     attention: str
+    checkpointing: str
     kv_dtype: str
     logits: str
     target: str
@@ -218,6 +219,7 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "momentum": plan.momentum,
             "amsgrad": plan.amsgrad,
             "attention": plan.attention,
+            "checkpointing": plan.checkpointing,
             "kv_dtype": plan.kv_dtype,
             "logits": plan.logits,
             "target": plan.target,

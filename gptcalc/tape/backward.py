@@ -20,10 +20,14 @@ _NOT_DIFFERENTIABLE = ("int64", "int32", "bool")
 
 
 class Found(NamedTuple):
-    """The rows of a rule, and the gradient of each input, in the order of the inputs."""
+    """The rows of a rule, and the gradient of each input, in the order of the inputs.
+
+    What the engine does with its results (`validate_outputs`) is `fitted`: it runs when the rule has returned.
+    """
 
     rows: tuple[Op, ...]
     grads: dict[Tensor, Tensor]
+    fitted: tuple[Op, ...] = ()
 
 
 #: Gradients of an op's outputs, those that there are.
@@ -54,8 +58,8 @@ def backward(tape: Tape) -> Tape:
         dys = {access.tensor: grads[access.tensor] for access in op.writes if access.tensor in grads}
         if not dys:
             continue
-        rows, found = gradients(op, dys, needs)
-        ops += rows
+        rows, found, fitted = gradients(op, dys, needs)
+        ops += (*rows, *fitted)
         for tensor, grad in found.items():
             if tensor in grads:
                 ops.append(whole("aten::add_", (grads[tensor], grad), grads[tensor]))
@@ -68,14 +72,15 @@ def gradients(op: Op, dys: Incoming, needs: "set[Tensor] | frozenset[Tensor]") -
     """What the rule of `op` says, less what no input of `needs` wants."""
     if op.name not in _RULES:
         raise TypeError(f"{op.name} has no backward rule")
-    rows, found = _RULES[op.name](op, dys)
+    rows, found, fitted = _RULES[op.name](op, dys)
     kept = {
         tensor: grad._replace(base=grad) if tensor in op.viewed else grad
         for tensor, grad in found.items()
         if tensor in needs
     }
     unwanted = {grad.owner for tensor, grad in found.items() if tensor not in needs} - {g.owner for g in kept.values()}
-    return Found(tuple(row for row in rows if row.output.owner not in unwanted), kept)
+    rows, fitted = (tuple(row for row in some if row.output.owner not in unwanted) for some in (rows, fitted))
+    return Found(rows, kept, fitted)
 
 
 def _needing_gradients(tape: Tape) -> set[Tensor]:
@@ -149,8 +154,8 @@ def _multiply_backward(op: Op, dys: Incoming) -> Found:
     (other,) = others
     wide = {tensor: _unfitted(op, tensor) for tensor in (x, other)}
     rows = (whole("aten::mul", (dy, x), wide[other]), whole("aten::mul", (dy, other), wide[x]))
-    fitted = (row for tensor in (x, other) for row in _fit(wide[tensor], tensor))
-    return Found((*rows, *fitted), {tensor: gradient(tensor) for tensor in (x, other)})
+    fitted = tuple(row for tensor in (x, other) for row in _fit(wide[tensor], tensor))
+    return Found(rows, {tensor: gradient(tensor) for tensor in (x, other)}, fitted)
 
 
 def _unfitted(op: Op, tensor: Tensor) -> Tensor:
@@ -206,9 +211,9 @@ def _addmm_backward(op: Op, dys: Incoming) -> Found:
     rows = (
         whole("aten::mm", (dy, weight), gradient(x)),
         whole("aten::mm", (x, dy), gradient(weight)),
-        whole("aten::sum", (dy,), gradient(bias)),
     )
-    return Found(rows, {bias: gradient(bias), x: gradient(x), weight: gradient(weight)})
+    fitted = (whole("aten::sum", (dy,), gradient(bias)),)
+    return Found(rows, {bias: gradient(bias), x: gradient(x), weight: gradient(weight)}, fitted)
 
 
 def _elementwise_backward(op: Op, dys: Incoming) -> Found:
@@ -295,7 +300,7 @@ def _divide_backward(op: Op, dys: Incoming) -> Found:
         product,
         whole("aten::div", (dy, other), gradient(x)),
     )
-    return Found((*rows, *_fit(wide, other)), {x: gradient(x), other: gradient(other)})
+    return Found(rows, {x: gradient(x), other: gradient(other)}, _fit(wide, other))
 
 
 def _spread_backward(op: Op, dys: Incoming) -> Found:

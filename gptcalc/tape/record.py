@@ -6,12 +6,14 @@ no view; otherwise into a new tensor (`InputBuffer::accumulate`, `can_accumulate
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from gptcalc.tape.backward import differentiable, gradient, gradients
-from gptcalc.tape.rows import Op, Tensor
+from gptcalc.tape.rows import Checkpoint, Op, Tensor
 
+#: For whom a value is kept that rows are run again with.
+CHECKPOINT = "checkpoint"
 #: Global, or the number of a layer.
 Home = int | None
 
@@ -27,9 +29,12 @@ class Kernels(Protocol):
 
 
 class Slot:
-    """A storage: what it is, who made it, where it is at home, how many hold it; which ops autograd keeps it for."""
+    """A storage: what it is, who made it, where it is at home, how many hold it; which ops autograd keeps it for.
 
-    __slots__ = ("bytes", "home", "index", "keepers", "kind", "op", "refs", "tensor", "where")
+    Those in `again` have it from when they were run again, in the backward pass.
+    """
+
+    __slots__ = ("again", "bytes", "home", "index", "keepers", "kind", "op", "refs", "tensor", "where")
 
     def __init__(  # noqa: PLR0913, PLR0917  a plain record, made often
         self, tensor: Tensor, kind: str, op: str, where: str, home: Home, index: int
@@ -40,6 +45,7 @@ class Slot:
         self.bytes = tensor.bytes
         self.refs = 0
         self.keepers: list[str] = []
+        self.again: list[str] = []
 
 
 class Event(NamedTuple):
@@ -183,8 +189,11 @@ class Recorder:
 
     # --- Forward ---
 
-    def run(self, op: Op, *, training: bool) -> bool:
-        """Run a row; whether autograd has recorded it. The caller gets the first output, views, and those `handed`."""
+    def run(self, op: Op, *, training: bool, keeps: bool = True, again: bool = False) -> bool:
+        """Run a row; whether autograd has recorded it. The caller gets the first output, views, and those `handed`.
+
+        Within a checkpoint autograd records it and `keeps` nothing, until in the backward pass it runs `again`.
+        """
         self._where = op.where
         for tensor in (access.tensor for access in op.writes):
             if tensor.base is None:
@@ -192,22 +201,57 @@ class Recorder:
                 slot = self.alloc(tensor, kind, op.name, shared=op.shared)
                 self._values.setdefault(None if op.shared else self._layer, {})[tensor] = slot
             self.hold(self.slot(tensor))
-        self._take(op, "forward")
+        self._take(op, "backward" if again else "forward")
         recorded = training and not op.unrecorded
         needs = recorded and any(self._differentiates(access.tensor) for access in op.reads)
         if needs:
             known = self._needs.setdefault(self._layer, set())
             known |= {access.tensor for access in op.writes if differentiable(access.tensor)}
-            for tensor in op.saves:
-                self.hold(self.slot(tensor)).keepers.append(op.name)
-        beside = [
-            tensor
-            for tensor in (access.tensor for access in op.writes[1:])
-            if tensor.base is None and tensor not in op.handed
-        ]
-        for tensor in (*beside, *op.drops):
-            self.release(self.slot(tensor))
+            if keeps:
+                self.keep(op.saves, op.name, again=again)
+        self.release_all((*_beside(op), *op.drops))
         return needs
+
+    def keep(self, tensors: Iterable[Tensor], op: str, *, again: bool = False) -> None:
+        """Autograd keeps tensors for an op."""
+        for tensor in tensors:
+            slot = self.hold(self.slot(tensor))
+            (slot.again if again else slot.keepers).append(op)
+
+    def again(self, rows: Sequence[Op], checkpoint: Checkpoint, recorded: Iterable[Op]) -> None:
+        """Run rows anew, in the backward pass, up to the last tensor that autograd keeps of them (`early_stop`).
+
+        A row that keeps but its inputs is not run itself if it is the last one: they are saved before its kernel runs.
+        What layers share is there already. Then the function's own references end.
+        """
+        held: Counter[Tensor] = Counter(checkpoint.keeps)
+        self.hold_all(held)
+        shared = {access.tensor for op in rows if op.shared for access in op.writes}
+        savers = {id(op) for op in recorded if op.saves}
+        last = max(number for number, op in enumerate(rows) if id(op) in savers)
+        for number, op in enumerate(rows[: last + 1]):
+            if number == last and not {access.tensor for access in op.writes} & set(op.saves):
+                self.keep(op.saves, op.name, again=True)
+                break
+            drops = tuple(tensor for tensor in op.drops if tensor not in shared)
+            if op.shared:
+                self.release_all(drops)
+            else:
+                self.run(op._replace(drops=drops), training=True, again=True)
+                held += Counter(access.tensor for access in op.writes)
+                held -= Counter(_beside(op))
+            held -= Counter(drops)
+        self.release_all(held.elements())
+
+    def hold_all(self, tensors: Iterable[Tensor]) -> None:
+        """One more holds each."""
+        for tensor in tensors:
+            self.hold(self.slot(tensor))
+
+    def release_all(self, tensors: Iterable[Tensor]) -> None:
+        """One less holds each."""
+        for tensor in tensors:
+            self.release(self.slot(tensor))
 
     def _differentiates(self, tensor: Tensor) -> bool:
         if tensor.name:
@@ -247,6 +291,10 @@ class Recorder:
         """The gradient of a layer's output."""
         self._grads[self._layer, tensor] = found
 
+    def reached(self, op: Op) -> bool:
+        """Whether a gradient of what the row wrote has arrived, so that its backward rule runs."""
+        return any((self._layer, access.tensor) in self._grads for access in op.writes)
+
     def reverse(self, op: Op) -> None:
         """Run the backward rule of a row that autograd has recorded."""
         taken = {
@@ -261,19 +309,26 @@ class Recorder:
         local = {gradient(tensor): found.slot for tensor, found in taken.items()}
         viewed = {gradient(tensor) for tensor, found in taken.items() if found.viewed}
         needs = frozenset(access.tensor for access in op.reads if self._differentiates(access.tensor))
-        rows, grads = gradients(op, {tensor: gradient(tensor) for tensor in taken}, needs)
-        made = self._run_rule(rows, local, {grad.owner: tensor for tensor, grad in grads.items()})
+        rows, grads, fitted = gradients(op, {tensor: gradient(tensor) for tensor in taken}, needs)
+        targets = {grad.owner: tensor for tensor, grad in grads.items()}
+        made: list[Slot] = []
+        self._run_rule(rows, local, targets, made)
+        if op.checkpoint is not None:  # what was computed again has no other owner than the rule
+            self._let_go(op)
+        self._run_rule(fitted, local, targets, made)
         for grad in grads.values():
             self.hold(local[grad.owner])
         for slot in (*made, *(found.slot for found in taken.values())):
             self.release(slot)
-        self._let_go(op)
+        if op.checkpoint is None:
+            self._let_go(op)
         for tensor, grad in grads.items():
             self._accumulate(tensor, Buffered(local[grad.owner], grad.base is not None or grad in viewed))
 
-    def _run_rule(self, rows: Sequence[Op], local: dict[Tensor, Slot], targets: dict[Tensor, Tensor]) -> list[Slot]:
-        """Allocate what the rows of a rule write; the slots, each held once."""
-        made: list[Slot] = []
+    def _run_rule(
+        self, rows: Sequence[Op], local: dict[Tensor, Slot], targets: dict[Tensor, Tensor], made: list[Slot]
+    ) -> None:
+        """Allocate what the rows of a rule write: slots that are `made`, each held once."""
         for row in rows:
             for tensor in (access.tensor for access in row.writes):
                 target = targets.get(tensor)
@@ -286,12 +341,10 @@ class Recorder:
             for tensor in row.drops:
                 self.release(local[tensor])
                 made.remove(local[tensor])
-        return made
 
     def _let_go(self, op: Op) -> None:
         """Autograd lets go of what it kept for a row."""
-        for tensor in op.saves:
-            self.release(self.slot(tensor))
+        self.release_all(op.saves)
 
     def _accumulate(self, tensor: Tensor, new: Buffered) -> None:
         key = self._key(tensor)
@@ -328,6 +381,12 @@ class Recorder:
         """The gradient of a parameter of the current layer, let go of by the engine's buffers: it is `.grad` now."""
         found = self._grads.pop((None, self._named(name)), None)
         return None if found is None else found.slot
+
+
+def _beside(op: Op) -> list[Tensor]:
+    """What an op makes and its caller does not get: outputs after the first that are no views."""
+    others = (access.tensor for access in op.writes[1:])
+    return [tensor for tensor in others if tensor.base is None and tensor not in op.handed]
 
 
 def _scores(tensor: Tensor) -> bool:

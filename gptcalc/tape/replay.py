@@ -127,7 +127,7 @@ class Folded(NamedTuple):
 
 def kind_of(slot: Slot) -> str:
     """What a storage is for: a value that autograd keeps is an activation."""
-    return "activations" if slot.kind == "temporary" and slot.keepers else slot.kind
+    return "activations" if slot.kind == "temporary" and (slot.keepers or slot.again) else slot.kind
 
 
 class _Course(NamedTuple):

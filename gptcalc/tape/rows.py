@@ -52,6 +52,19 @@ class Access(NamedTuple):
         return Formula(((times * bytes_of(1, self.tensor.dtype), ordered(self.touched)),))
 
 
+class Checkpoint(NamedTuple):
+    """A stretch of rows that runs again in the backward pass (`torch.utils.checkpoint`, non-reentrant).
+
+    Autograd keeps the tensors that it was called with (`keeps`); what reached it another way it `holds`. Other
+    references, which are there already, end with it (`ends`). `name` tells it from others of the same stretch.
+    """
+
+    name: str
+    keeps: tuple[Tensor, ...]
+    holds: tuple[Tensor, ...] = ()
+    ends: tuple[Tensor, ...] = ()
+
+
 class Op(NamedTuple):
     """An op by its name in torch; the first tensor written is its output.
 
@@ -60,7 +73,7 @@ class Op(NamedTuple):
     that their gradients arrive as views, into which autograd adds no other gradient in place. Outputs beside the first
     that the caller holds on to are `handed`. What a `shared` op makes is there for all layers that come after. An
     attention kernel may drop out some weights (`drops_out`). Of an `unrecorded` op autograd knows nothing (`no_grad`).
-    `where` is the path of the module that runs the op.
+    `where` is the path of the module that runs the op, `checkpoint` what it is recomputed with.
     """
 
     name: str
@@ -76,6 +89,7 @@ class Op(NamedTuple):
     drops_out: bool = False
     unrecorded: bool = False
     where: str = ""
+    checkpoint: Checkpoint | None = None
 
     @property
     def output(self) -> Tensor:

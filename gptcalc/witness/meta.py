@@ -22,7 +22,11 @@ def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
     torch.set_default_dtype(DTYPES[plan.precision])
     try:
         with torch.device(device):
-            return build(spec, attention=attention if len(attention) > 1 else attention[0])
+            return build(
+                spec,
+                attention=attention if len(attention) > 1 else attention[0],
+                checkpointing=plan.checkpointing,
+            )
     finally:
         torch.set_default_dtype(before)
 

@@ -133,6 +133,8 @@ def test_a_wrong_option_is_one_clear_error(
         (["--torch", "2.6.0"], {"torch": "2.6"}),
         (["--torch", "2.10"], {"torch": "2.10"}),
         (["--expandable-segments"], {"expandable_segments": True}),
+        ([], {"checkpointing": "none"}),
+        (["--checkpointing", "full"], {"checkpointing": "full"}),
     ],
     ids=str,
 )

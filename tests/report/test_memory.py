@@ -269,6 +269,7 @@ def test_the_title_says_how_much_and_when() -> None:
         ({}, {}, "attention: flash, bf16 and a head size of 64, which flash takes"),
         ({"torch": "2.6", "target": "sm80", "expandable_segments": True}, {}, "sm80 · torch 2.6 · expandable segments"),
         ({"logits": "all"}, {}, "logits of all tokens"),
+        ({"checkpointing": "full"}, {}, "checkpointing full: each block runs again in the backward pass"),
         ({"batch": 3, "seq": 77}, {}, "C=1,024 · B=3 · T=77"),
         ({}, {"n_layer": 6}, "changed: n_layers 12 → 6"),
         (

@@ -238,7 +238,7 @@ def lookup(n_ids: int, n_vocab: int, width: int) -> Op:
     ids = Tensor("IDs", (Dim("B", 1), Dim("T", n_ids)), "int64")
     table = Tensor("table", (Dim("V", n_vocab), Dim("D", width)), "bf16", "table")
     op = tape.embedding(ids, table, Dim("U", n_ids), "rows")
-    ((row,), _) = gradients(op, {op.output: tape.gradient(op.output)}, {table})
+    ((row,), *_) = gradients(op, {op.output: tape.gradient(op.output)}, {table})
     return row
 
 
@@ -275,7 +275,7 @@ def attended(  # noqa: PLR0913  what an attention kernel depends on
     key, value = (Tensor(label, (b, Dim("T", n_keys), Dim("K", n_kv_heads), h), "bf16") for label in ("key", "value"))
     lse = Tensor("sums", (b, Dim("N", n_heads), Dim("T", n_queries)), "fp32")
     op = tape.attention(backend, query, key, value, "out", lse, ())._replace(drops_out=dropout)
-    ((row,), _) = gradients(op, {op.output: tape.gradient(op.output)}, {query, key, value})
+    ((row,), *_) = gradients(op, {op.output: tape.gradient(op.output)}, {query, key, value})
     return op, row
 
 
@@ -399,7 +399,7 @@ def normed(rows: int, width: int, *, bias: bool = True) -> Op:
     x = Tensor("x", (Dim("M", rows), Dim("D", width)), "bf16")
     learned = [Tensor(label, (Dim("D", width),), "bf16", label) for label in ("weight", "bias")]
     op = tape.layer_norm(x, learned[0], learned[1] if bias else None, "y", None)
-    ((row,), _) = gradients(op, {op.output: tape.gradient(op.output)}, {x, *learned})
+    ((row,), *_) = gradients(op, {op.output: tape.gradient(op.output)}, {x, *learned})
     return row
 
 

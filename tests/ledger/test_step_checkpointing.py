@@ -1,0 +1,76 @@
+"""A step under checkpoints: what runs again in the backward pass is, event for event, what torch computes again."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from steps import FAMILIES, OPTIMIZERS, kept, of_tape, of_trace, tape_training, toy_plans
+
+from gptcalc.catalog import resolve
+from gptcalc.plan import Plan
+from gptcalc.tape.replay import replay
+
+torch = pytest.importorskip("torch")
+
+from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
+from gptcalc.witness.saved_tensors import saved  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gptcalc.spec import Spec
+
+#: A step of it allocates nothing in the optimizer.
+PLAN = Plan(batch=3, seq=13, attention="eager", optimizer="sgd", optimizer_impl="fused", checkpointing="full")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """Every trace collects garbage: what torch opens in the first one need not be looked through each time."""
+    tracing.trace_training(resolve(FAMILIES["gpt2"], {}).spec, PLAN)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def check(spec: Spec, plan: Plan, n_steps: int = 1) -> None:
+    """The same events, phase by phase; folded or not, the same figures; and what autograd keeps of the forward pass."""
+    trace = tracing.trace_training(spec, plan, n_steps)
+    for (name, ours), (_, theirs) in zip(
+        of_tape(tape_training(spec, plan, n_steps=n_steps)), of_trace(trace), strict=True
+    ):
+        assert ours == theirs, name
+    folded = [peak for peak, _ in replay(tape_training(spec, plan, n_steps=n_steps, recorded=3), expandable=False)]
+    assert folded == [peak.figures for peak in tracing.replay(trace)]
+    witnessed = Counter(f"{row.dtype.removeprefix('u')} {row.bytes}" for row in saved(spec, plan) if row.bytes)
+    assert kept(tape_training(spec, plan, n_steps=1)) == witnessed
+
+
+@settings(max_examples=10, deadline=None)
+@given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
+def test_a_step_whose_blocks_run_again_is_what_torch_runs(drawn: tuple[Spec, Plan], update: dict[str, object]) -> None:
+    """Two steps of a drawn model, with any kernel, dropouts and optimizer."""
+    spec, plan = drawn
+    check(spec, plan.model_copy(update=update | {"checkpointing": "full"}), 2)
+
+
+@pytest.mark.parametrize("attention", ["eager", "math", "flash"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_every_kind_run_again(family: str, attention: str) -> None:
+    """Norms before and after, gates, mixtures, grouped and single keys: all but the rows after the last kept value."""
+    check(resolve(FAMILIES[family], {"n_layers": 5}).spec, PLAN.model_copy(update={"attention": attention}))
+
+
+def test_a_block_under_a_checkpoint_keeps_its_input_alone() -> None:
+    """Of each layer autograd keeps B·T·D numbers between forward and backward, beside what input and head keep."""
+    three, four = (resolve(FAMILIES["gpt2"], {"n_layers": n}).spec for n in (3, 4))
+    recordings = [tape_training(spec, PLAN, n_steps=1) for spec in (three, four)]
+    d_model = three.d_model
+
+    assert kept(recordings[1]) - kept(recordings[0]) == Counter([f"bfloat16 {2 * 3 * 13 * d_model}"])
