@@ -351,6 +351,7 @@ def memory(  # noqa: PLR0913  a setting is an argument
     target: str | None = None,
     torch: str | None = None,
     expandable_segments: bool | None = None,
+    compile: bool | None = None,  # noqa: A002  what the option is called
     implementation: str | None = None,
     scope: str | None = None,
     plan: str | os.PathLike[str] | Mapping[str, object] | None = None,
@@ -445,6 +446,11 @@ def check_of(
     if witness in MEMORY_WITNESSES:
         resolved = resolve(model, with_dropout(overrides, asked, spelled))
         plan, modes, _ = settle(resolved.spec, asked, spelled)
+        if plan.compile:
+            raise InvalidValueError(
+                f"check: read {spelled('compile')} with {spelled('witness')} {witness}, which runs eager code; allowed:"
+                " one of them"
+            )
         return check_memory(resolved, witness, plan, modes)
     if asked:
         raise InvalidValueError(

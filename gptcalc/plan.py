@@ -36,3 +36,4 @@ class Plan(Record):
     target: str = "sm90"
     torch: str = "2.13"
     expandable_segments: bool = False
+    compile: bool = False

@@ -250,6 +250,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         ),
         "torch": Setting("The release of PyTorch. (default: 2.13)", check=_torch, kind="word", metavar="X.Y"),
         "expandable_segments": Setting("As with PYTORCH_ALLOC_CONF.", check=_flag, kind="flag", told=False),
+        "compile": Setting("Not modelled: says what is known of torch.compile.", check=_flag, kind="flag", told=False),
     }
 )
 #: The fields that take a name, and the names.

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
-from gptcalc.ledger.reasons import has_rms_norm, mode_notes, optimizer_notes
+from gptcalc.ledger.reasons import COMPILED, has_rms_norm, mode_notes, optimizer_notes
 from gptcalc.ledger.step import inference, training
 from gptcalc.optimizers import OPTIMIZERS, optimizer
 from gptcalc.parts.attention import MultiHeadAttention
@@ -216,6 +216,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         attention=(", ".join(choice.backend for choice in choices), "; ".join(choice.reason for choice in choices)),
         notes=(
             *_routing(name, spec, plan, kernels),
+            *((COMPILED,) if plan.compile else ()),
             *mode_notes(spec, [choice.backend for choice in choices], again),
             *(optimizer_notes(plan) if name == "training" else ()),
         ),

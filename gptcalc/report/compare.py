@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from gptcalc.ledger import compare
 from gptcalc.ledger.compare import MISSING, Amounts, Compared, Fields
+from gptcalc.ledger.reasons import COMPILED
 from gptcalc.plan import Plan
 from gptcalc.report.count_data import heading_notes
 from gptcalc.report.document import Column, Document, Table, Value
@@ -153,6 +154,8 @@ def _heading(models: Sequence[Compared]) -> Iterable[str]:
 def _refusals(models: Sequence[Compared]) -> list[str]:
     """Why a model has no memory, or not all of it."""
     found = [f"No memory of {each.name}: {each.refused}" for each in models if each.refused]
+    if (plan := _plan(models)) is not None and plan.compile:
+        found.append(COMPILED)
     partly = [each for each in models if each.memory and each.model.spec.unknown_ops]
     return found + [
         f"Of {each.name} weights, gradients, optimizer states and KV cache alone: the ops of"

@@ -123,6 +123,7 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
         yield f"{_optimizer(plan)} · {_dropout(model)}{RECOMPUTED[plan.checkpointing]}"
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
+    segments += " · torch.compile: not modelled, these are eager's numbers" if plan.compile else ""
     yield f"implementation reference (gptcalc's own module) · {plan.target} · torch {plan.torch}{segments}"
     if defaulted:
         yield by_default(defaulted)

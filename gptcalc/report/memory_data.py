@@ -120,6 +120,7 @@ class PlanJSON(TypedDict):
     target: str
     torch: str
     expandable_segments: bool
+    compile: bool
     implementation: str
 
 
@@ -225,6 +226,7 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "target": plan.target,
             "torch": plan.torch,
             "expandable_segments": plan.expandable_segments,
+            "compile": plan.compile,
             "implementation": "reference",
         },
         "notes": [*heading_notes(model), *model.notes],
