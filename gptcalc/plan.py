@@ -12,6 +12,8 @@ AttentionChoice = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"
 #: What of a training step is computed again in its backward pass.
 Checkpointing = Literal["none", "full"]
 Logits = Literal["last", "all"]
+#: Whose code runs.
+Implementation = Literal["reference", "transformers"]
 
 
 class Plan(Record):
@@ -33,6 +35,7 @@ class Plan(Record):
     checkpointing: Checkpointing = "none"
     kv_dtype: Precision = "bf16"
     logits: Logits = "last"
+    implementation: Implementation = "reference"
     target: str = "sm90"
     torch: str = "2.13"
     expandable_segments: bool = False

@@ -9,6 +9,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from gptcalc.formula import Dim
+from gptcalc.hf import Code, code_of
+from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
 from gptcalc.parts.loss import cross_entropy
 from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
@@ -90,8 +92,17 @@ def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = F
 # --- The stretches of a pass -----------------------------------------------------------------------------------------
 
 
-def trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence[str]) -> list[Stretch]:
-    """The input stage and the layers."""
+def code(spec: Spec, plan: Plan) -> Code | None:
+    """The code that runs, where it is not the reference."""
+    return None if plan.implementation == "reference" else code_of(spec.family)
+
+
+def trunk(
+    spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence[str], own: Code | None = None
+) -> list[Stretch]:
+    """The input stage and the layers, by the reference or by code of its `own`."""
+    if own is not None:
+        return _own_trunk(own, spec, at, among, attention)
     inside = at.within(spec.trunk)
     if not isinstance(spec.embedding, TokenEmbedding):
         raise TypeError(f"part {spec.embedding.kind!r} is no token table")
@@ -108,8 +119,34 @@ def trunk(spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence
     return found
 
 
-def head(spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tensor], *, last: bool = False) -> Stretch:
+def _own_trunk(own: Code, spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence[str]) -> list[Stretch]:
+    inside = at.within(spec.trunk)._replace(shared={})
+    rows = own.input_rows(spec, at._replace(attention=attention[0], shared={}))
+    found = [Stretch("input", None, rows, result(rows))]
+    for group in among:
+        for layer, place in group.kinds:
+            block = spec.layers[place].block
+            if not isinstance(block, Block):
+                raise TypeError(f"part {block.kind!r} is no block")
+            within = inside.within(f"{spec.layers_name}.{{}}")._replace(first=not layer, attention=attention[place])
+            ops = own.layer_rows(within, block)
+            found.append(Stretch("layer", layer, ops, result(ops)))
+    return found
+
+
+def head(  # noqa: PLR0913  what a head depends on
+    spec: Spec,
+    at: Setting,
+    targets: Tensor | None,
+    shared: Sequence[Tensor],
+    *,
+    last: bool = False,
+    own: Code | None = None,
+) -> Stretch:
     """Final norm, projection, unembedding (of the `last` position alone, or of all), and in training the loss."""
+    if own is not None:
+        ops = own.head_rows(spec, at, targets, shared, last=last)
+        return Stretch("head", None, ops, result(ops))
     rows, x = Rows(at), at.x
     inside = at.within(spec.trunk)
     for part in (part for part in (spec.final_norm, spec.output_projection) if part is not None):

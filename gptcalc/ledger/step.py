@@ -19,6 +19,7 @@ from gptcalc.ledger.passes import (
     RECORDED,
     Stretch,
     backward,
+    code,
     forward,
     groups,
     head,
@@ -57,12 +58,13 @@ def training(  # noqa: PLR0913  what a step depends on
     record, among = Recorder(kernels), groups(spec, recorded)
     at = setting(spec, plan, plan.seq, training=True, worst=worst)
     parameters = _build(record, spec, plan, among)
-    targets = at.ids._replace(label="targets")
-    for tensor in (at.ids, targets):
+    own = code(spec, plan)
+    targets = at.ids if own is not None else at.ids._replace(label="targets")  # transformers' loss shifts labels itself
+    for tensor in dict.fromkeys((at.ids, targets)):
         record.given(tensor, "inputs")
     stretches: list[Stretch] = []
     if not spec.unknown_ops:
-        stretches = _training_stretches(spec, plan, at, targets, trunk(spec, at, among, attention))
+        stretches = _training_stretches(spec, plan, at, targets, trunk(spec, at, among, attention, own))
     for step in range(n_steps):
         record.new_step()
         record.stage("forward")
@@ -89,12 +91,14 @@ def training(  # noqa: PLR0913  what a step depends on
 def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, layers: list[Stretch]) -> list[Stretch]:
     """The trunk's stretches, under checkpoints where the plan says so, and the head.
 
-    What layers share lives in an object that each block is given: a block that is to run again holds it.
+    What layers of the reference share lives in an object that each block is given: a block that is to run again holds
+    it. What transformers' share is the trunk's own, which lets it go when it returns.
     """
-    shared = shared_by_layers(layers)
+    shared, own = shared_by_layers(layers), code(spec, plan)
     if plan.checkpointing == "full":
-        return [*recomputed(layers, at, shared), head(spec, at, targets, ())]
-    return [*layers, head(spec, at, targets, shared)]
+        ends, shared = (shared, ()) if own is None else ((), shared)
+        layers = recomputed(layers, at, ends)
+    return [*layers, head(spec, at, targets, shared, own=own)]
 
 
 def inference(  # noqa: PLR0913  what a run depends on

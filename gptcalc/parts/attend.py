@@ -100,7 +100,7 @@ def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     mask = _shared_mask(part, setting, rows)
     query, key, value = _in_memory_order(part, setting, given)
     keys, values = _for_all_heads(rows, query, key, value)
-    product = _product(rows, query, keys, _scores(query, key))
+    product = matmul(rows, query, keys, scores_of(query, key))
     scores = rows(tape.scale(product, "scaled scores"))
     rows.drop(product)
     if part.scores.softcap is not None:
@@ -116,8 +116,8 @@ def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     if part.scores.sinks:
         wide, shares = shares, rows(tape.cut(shares, "attention weights but the sink's", *seen.dims))
         rows.drop(wide)
-    shares = _dropped(part, setting, rows, shares)
-    out = _weighted_sum(rows, query, shares, values)
+    shares = dropped(part, setting, rows, shares)
+    out = weighted_sum(rows, query, shares, values)
     rows.drop(shares, *(x for x in (keys, values) if x not in (key, value)))
     return out
 
@@ -136,14 +136,14 @@ def math(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     mask = _own_mask(setting, rows) if setting.cached is None and shared is None else shared
     keys, values = _for_all_heads(rows, *wide)
     scaled_keys = rows(tape.scale(keys, "scaled key"))
-    scores = _product(rows, query, scaled_keys, _scores(query, wide.key))
+    scores = matmul(rows, query, scaled_keys, scores_of(query, wide.key))
     rows.drop(scaled_keys)
     if mask is not None:
         unmasked, scores = scores, rows(tape.add_in_place(scores, mask, "masked scores"))
         rows.drop(unmasked)
-    shares = _dropped(part, setting, rows, _safe_softmax(rows, scores))
+    shares = dropped(part, setting, rows, _safe_softmax(rows, scores))
     unread = [rows(tape.cast(shares, dtype, "attention weights, unread"))] if is_half else []
-    out = _weighted_sum(rows, query, shares, values)
+    out = weighted_sum(rows, query, shares, values)
     if is_half:
         exact, out = out, rows(tape.cast(out, dtype, "rounded weighted values"))
         rows.drop(exact)
@@ -162,8 +162,8 @@ def _in_memory_order(part: Attends, setting: Setting, given: Given) -> Given:
     return Given(given.query, key, value)
 
 
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """(B, N, T, S)."""
+def scores_of(query: Tensor, key: Tensor) -> Tensor:
+    """What the product of query and key is like: (B, N, T, S)."""
     batch, heads, seq, _ = tape.heads_first(query)
     return tape.made(query, "scores", batch, heads, seq, tape.heads_first(key)[2])
 
@@ -285,7 +285,7 @@ def _for_all_heads(rows: Rows, query: Tensor, key: Tensor, value: Tensor) -> tup
     return keys, rows(tape.repeat(value, "value of every head", batch, n_heads, seq, size))
 
 
-def _product(rows: Rows, x: Tensor, other: Tensor, out: Tensor) -> Tensor:
+def matmul(rows: Rows, x: Tensor, other: Tensor, out: Tensor) -> Tensor:
     """A product of matrices for each of B·N."""
     factors = [_by_matrix(rows, factor) for factor in (x, other)]
     rows(tape.bmm(factors[0], factors[1], out))
@@ -301,7 +301,8 @@ def _by_matrix(rows: Rows, x: Tensor) -> Tensor:
     return rows(tape.clone(x, f"copy of {x.label}", batch, heads, seq, size))
 
 
-def _dropped(part: Attends, setting: Setting, rows: Rows, shares: Tensor) -> Tensor:
+def dropped(part: Attends, setting: Setting, rows: Rows, shares: Tensor) -> Tensor:
+    """The attention weights after dropout, if there is any."""
     if not (setting.training and part.dropout):
         return shares
     dropped = rows(tape.dropout(shares, "dropped attention weights"))
@@ -321,10 +322,10 @@ def _safe_softmax(rows: Rows, scores: Tensor) -> Tensor:
     return out
 
 
-def _weighted_sum(rows: Rows, query: Tensor, shares: Tensor, values: Tensor) -> Tensor:
+def weighted_sum(rows: Rows, query: Tensor, shares: Tensor, values: Tensor) -> Tensor:
     """(B, N, T, H), of which the gradient comes as (B, T, N, H)."""
     (batch, heads, seq, _), size = tape.heads_first(query), values.dims[-1]
-    out = _product(rows, shares, values, tape.made(shares, "weighted values", batch, heads, seq, size))
+    out = matmul(rows, shares, values, tape.made(shares, "weighted values", batch, heads, seq, size))
     if tape.joins(tape.made(out, "gradient", batch, seq, heads, size), batch, heads):
         return out
     return _copied_back(rows, out, "weighted values by head")

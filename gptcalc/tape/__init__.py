@@ -47,6 +47,7 @@ from gptcalc.tape.rows import multiply as multiply
 from gptcalc.tape.rows import nll_loss as nll_loss
 from gptcalc.tape.rows import ops_of as ops_of
 from gptcalc.tape.rows import over_number as over_number
+from gptcalc.tape.rows import power as power
 from gptcalc.tape.rows import product as product
 from gptcalc.tape.rows import project as project
 from gptcalc.tape.rows import repeat as repeat

@@ -348,6 +348,11 @@ def activation(name: str, x: Tensor, label: str) -> Op:
 
 def square(x: Tensor, label: str) -> Op:
     """`x.square()`; x is kept."""
+    return power(x, label)
+
+
+def power(x: Tensor, label: str) -> Op:
+    """`torch.pow` with a number above one; x is kept."""
     return whole("aten::pow", (x,), made(x, label))._replace(saves=(x,))
 
 

@@ -32,7 +32,7 @@ def transformers_class(model: Resolved, rows: Sequence[Weight]) -> Evidence:
     if reason:
         return Evidence(WITNESS, "family mapping not checked", skipped=reason)
     try:
-        module, version = _build(model)
+        module, version = built(model)
     except Exception as error:  # noqa: BLE001  whatever transformers raises, it is its word on this config
         return Evidence(WITNESS, "family mapping not checked", skipped=f"transformers refuses it ({_last_line(error)})")
     tensors = dict(module.named_parameters(remove_duplicate=False))
@@ -60,7 +60,8 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def _build(model: Resolved) -> tuple[Any, str]:
+def built(model: Resolved, device: str = "meta", *, use_cache: bool = True, **how: str) -> tuple[Any, str]:
+    """The class of the model on `device`, and the release of transformers; `how` goes to `from_config`."""
     torch = need_torch()
     from logging import ERROR
 
@@ -72,8 +73,9 @@ def _build(model: Resolved) -> tuple[Any, str]:
     transformers.logging.set_verbosity(ERROR)  # remarks on token ids, which no weight depends on
     try:
         config = AutoConfig.for_model(model.family.model_type, **fields)
-        with torch.device("meta"):
-            module: Any = cast(Any, AutoModelForCausalLM).from_config(config)
+        config.use_cache = use_cache
+        with torch.device(device):
+            module: Any = cast(Any, AutoModelForCausalLM).from_config(config, **how)
     finally:
         transformers.logging.set_verbosity(verbosity)
     return module, transformers.__version__

@@ -2,7 +2,7 @@
 """A whole step of the reference decoder on meta or fake CUDA: every storage that it allocates and frees, in order.
 
 The tensors have no numbers, but torch runs the same Python and the same autograd as on a GPU, and reference counts
-decide when a storage is freed. Where torch takes another way because it is watched, `_Recorder` puts it right.
+decide when a storage is freed. Where torch takes another way because it is watched, `Recorder` puts it right.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
@@ -87,7 +87,7 @@ _ENGINE = graph._engine_run_backward.__code__
 _WRAPPERS = {"_fn", "inner"}
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Storages as ops make them and as their last reference goes.
 
     Under any dispatch mode, and for meta tensors anyhow, torch believes to have a tensor subclass before it
@@ -122,14 +122,14 @@ class _Recorder(TorchDispatchMode):
             return None
         if func is _ADD and _called_by_engine(sys._getframe()) and self._sole_and_dense(args[0]):
             return args[0]
-        if func is _ITEM and args[0].is_meta:
-            return 1.0  # what an optimizer computes with it decides about no tensor
+        if func is _ITEM and args[0].device.type == self._device:
+            return 1.0  # what an optimizer computes with it decides about no tensor; that no sequences are packed is true
         if func in _IN_PLACE_IF_UNWATCHED and _called_by_engine(sys._getframe()):
             return args[0]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self._device:
-                self._see(leaf, str(func))
+                self.see(leaf, str(func))
         return result
 
     def _sole_and_dense(self, first: Tensor) -> bool:
@@ -139,7 +139,8 @@ class _Recorder(TorchDispatchMode):
         self.references.append(references)
         return references == self._sole and bool(_aten.is_non_overlapping_and_dense(first))
 
-    def _see(self, tensor: Tensor, op: str) -> None:
+    def see(self, tensor: Tensor, op: str) -> None:
+        """Note the storage of a tensor that `op` has made, if it is new."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive or not size:
@@ -166,7 +167,7 @@ def _called_by_engine(frame: FrameType | None) -> bool:
 @cache
 def _sole_references(device: str) -> _References:
     """What a tensor shows at an add of the engine, which nothing but the engine's buffer holds: seen, not assumed."""
-    recorder = _Recorder(device)
+    recorder = Recorder(device)
     x = torch.empty(1, device=device, requires_grad=True)
     with recorder:
         y = x.sin()
@@ -183,16 +184,33 @@ def trace_training(spec: Spec, plan: Plan, steps: int = 2, device: str = "meta")
     Phases: `build` (weights, then token IDs and targets), then for each step `forward` (with the loss; logits are not
     kept), `backward`, `optimizer`, and `end` (gradients, then the loss, are let go).
     """
-    with _recording(device) as recorder:
+
+    def build(_: Recorder) -> Loop:
+        model = decoder(spec, plan, device).train()
+        ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
+        return Loop(model, lambda: model(ids, targets).loss)
+
+    return trace_steps(build, plan, steps, device)
+
+
+class Loop(NamedTuple):
+    """A model, and a forward pass of it with the loss, of which the output ends there."""
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+
+
+def trace_steps(build: Callable[[Recorder], Loop], plan: Plan, steps: int, device: str = "meta") -> Trace:
+    """`steps` steps of what `build` builds in the phase of that name."""
+    with recording(device) as recorder:
         with recorder.phase("build"):
-            model = decoder(spec, plan, device).train()
-            ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
-            optimizer = optimizer_of(plan, model)
+            loop = build(recorder)
+            optimizer = optimizer_of(plan, loop.model)
         for step in range(1, steps + 1):
             with recorder.phase("forward", step):
-                loss = model(ids, targets).loss
+                loss = loop.loss()
             with recorder.phase("backward", step):
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             with recorder.phase("optimizer", step):
                 optimizer.step()
             with recorder.phase("end", step):
@@ -207,7 +225,7 @@ def trace_inference(spec: Spec, plan: Plan, device: str = "meta") -> Trace:
     Phases: `build` (weights, KV cache, the prompt's IDs, the one token's ID), `prefill`, `decode`. Logits live until
     their phase ends: a user picks the next token from them. Both passes fill the same cache.
     """
-    with _recording(device) as recorder, torch.no_grad():
+    with recording(device) as recorder, torch.no_grad():
         with recorder.phase("build"):
             model = decoder(spec, plan, device).eval()
             cache = model.make_cache(plan.batch, plan.seq, DTYPES[plan.kv_dtype])
@@ -273,9 +291,9 @@ def optimizer_of(plan: Plan, model: nn.Module) -> Updates:
 
 
 @contextmanager
-def _recording(device: str = "meta") -> Iterator[_Recorder]:
+def recording(device: str = "meta") -> Iterator[Recorder]:
     """A recorder at work: values are not looked at, no cycle is collected by chance, fused optimizers take meta."""
-    recorder, collecting = _Recorder(device, _sole_references(device)), gc.isenabled()
+    recorder, collecting = Recorder(device, _sole_references(device)), gc.isenabled()
     optimizers: Any = optimizer_module
     supported = optimizers._get_fused_kernels_supported_devices
     gc.collect()

@@ -134,7 +134,7 @@ FAN_INS = {_fresh: 0, _residual: 0, _view: 1, _expanded: 1, _held: 1, _gaps: 1}
 def test_fan_ins_add_in_place_where_torch_does(function: Callable[[Any], Any], known: int) -> None:
     """A gradient takes up the next one if it is dense and nobody else holds it, else the sum is a tensor of its own."""
     real = _real_adds((function(torch.randn(4, 4, requires_grad=True) * 2) * 3).sum().backward)
-    with tracing._recording() as recorder:
+    with tracing.recording() as recorder:
         with recorder.phase("forward"):
             result = (function(torch.empty(4, 4, device="meta", requires_grad=True) * 2) * 3).sum()
         with recorder.phase("backward"):
@@ -146,7 +146,7 @@ def test_fan_ins_add_in_place_where_torch_does(function: Callable[[Any], Any], k
 
 def test_zeros_are_written_in_place() -> None:
     """What indexing hands back is written into zeros, once: under a recorder torch would copy them first."""
-    with tracing._recording() as recorder:
+    with tracing.recording() as recorder:
         with recorder.phase("forward"):
             x = torch.empty(5, 3, device="meta", requires_grad=True)
             rows = torch.empty(7, dtype=torch.int64, device="meta")

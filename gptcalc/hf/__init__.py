@@ -1,0 +1,47 @@
+"""The rows that transformers' own code runs, where it runs others than gptcalc's reference module.
+
+One file for each group of families. A module here gives the rows of the input stage, of a layer, and of the head; it
+was written while reading the release `READ` of transformers, whose classes are its witness. A family without one is
+known in the reference alone.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from gptcalc.errors import InvalidValueError
+from gptcalc.parts.block import Block
+from gptcalc.spec import Spec
+from gptcalc.tape.rows import Op, Setting, Tensor
+
+#: The release of transformers that was read.
+READ = "5.23"
+#: The module for each family (transformers' `model_type`).
+MODULES = {"gpt2": "gpt2"}
+#: What the heading says of each module beside the release.
+REMARKS = {"gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32 logits"}
+
+
+class Code(Protocol):
+    """What an implementation says of its passes."""
+
+    def input_rows(self, spec: Spec, at: Setting) -> tuple[Op, ...]:
+        """Token IDs to the first layer's input; what lives on until the last layer is made by `shared` ops."""
+
+    def layer_rows(self, at: Setting, block: Block) -> tuple[Op, ...]:
+        """`at.x` to the same shape."""
+
+    def head_rows(
+        self, spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tensor], *, last: bool
+    ) -> tuple[Op, ...]:
+        """The last layer's output to logits, or in training to the loss; the `shared` values end with the trunk."""
+
+
+def code_of(family: str) -> Code:
+    """The module for a family, or an error that says which families have one."""
+    if family not in MODULES:
+        raise InvalidValueError(
+            f"implementation: read 'transformers' for the family {family!r}, of which only the reference is modelled;"
+            f" allowed: reference, or a family of {', '.join(MODULES)}"
+        )
+    return cast(Code, import_module(f"gptcalc.hf.{MODULES[family]}"))

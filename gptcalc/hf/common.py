@@ -1,0 +1,113 @@
+"""What transformers' classes have in common: position IDs, masks, attention by kernel, the loss."""
+
+from gptcalc import tape
+from gptcalc.formula import Dim
+from gptcalc.parts import attend
+from gptcalc.parts.attention import MultiHeadAttention
+from gptcalc.tape import Rows, Setting, Tensor
+
+_ONE = Dim("1", 1)
+
+
+def row_of_one(at: Setting) -> Dim:
+    """The first axis of what all sequences share: of a single sequence, that of the batch."""
+    batch = at.tokens[0]
+    return batch if batch.size == 1 else _ONE
+
+
+def position_ids(rows: Rows, at: Setting) -> Tensor:
+    """`torch.arange(T) + past_seen_tokens`; the trunk holds them until it returns."""
+    count = rows(_fresh("arange", "positions", "int64", at.seq))
+    found = rows(tape.whole("aten::add", (count,), tape.made(count, "position IDs", row_of_one(at), at.seq)))
+    rows[-1] = rows[-1]._replace(shared=True)
+    rows.drop(count)
+    return found
+
+
+def unpacked(rows: Rows, at: Setting, positions: Tensor) -> None:
+    """`find_packed_sequence_indices`: that positions go up by one everywhere is looked at before a mask is made."""
+    batch, seq = at.tokens
+    first = rows(tape.whole("aten::sub", (positions,), Tensor("position before the first", (batch, _ONE), "int64")))
+    joined = Tensor("positions with the one before", (batch, Dim("(T+1)", seq.size + 1)), "int64")
+    rows(tape.whole("aten::cat", (first, positions), joined))
+    steps = rows(tape.whole("aten::sub", (joined,), Tensor("steps between positions", (batch, seq), "int64")))
+    rows.drop(joined)
+    breaks = rows(tape.whole("aten::ne", (steps,), tape.made(steps, "where a sequence begins", dtype="bool")))
+    numbers = rows(tape.whole("aten::cumsum", (breaks,), tape.made(steps, "numbers of sequences")))
+    rows.drop(breaks)
+    single = rows(tape.whole("aten::eq", (numbers,), Tensor("rows of one sequence", (batch,), "bool")))
+    none = rows(tape.whole("aten::all", (single,), Tensor("whether all rows are", (), "bool")))
+    rows.drop(single, none, first, steps, numbers)
+
+
+def causal_mask(rows: Rows, at: Setting) -> None:
+    """What eager attention adds to the scores of every layer: `eager_mask` of `sdpa_mask`, for each sequence one."""
+    batch, seq = at.tokens
+    axes = [
+        rows(_fresh("arange", f"{label} of the mask", "int64", dim)) for label, dim in (("rows", batch), ("1", _ONE))
+    ]
+    for label in ("queries", "keys"):
+        count = rows(_fresh("arange", f"{label} of the mask", "int64", seq))
+        axes.append(
+            rows(tape.whole("aten::add", (count,), tape.made(count, f"{label} of the mask, from the first on")))
+        )
+        rows.drop(count)
+    seen = rows(tape.whole("aten::le", axes[2:], Tensor("who is seen", (seq, seq), "bool")))
+    rows.drop(*axes)
+    zero = rows(_fresh("zeros", "0", at.dtype))
+    least = rows(_fresh("scalar_tensor", "least number", at.dtype))
+    rows(tape.whole("aten::where", (seen, zero, least), mask_of(at)))
+    rows[-1] = rows[-1]._replace(shared=True)
+    rows.drop(seen, zero, least)
+
+
+def mask_of(at: Setting) -> Tensor:
+    """The mask that eager attention adds: (B, 1, T, T)."""
+    return Tensor("causal mask", (*at.tokens[:1], _ONE, at.seq, at.seq), at.dtype)
+
+
+def _fresh(name: str, label: str, dtype: str, *dims: Dim) -> tape.Op:
+    """What an op makes of nothing."""
+    return tape.whole(f"aten::{name}", (), Tensor(label, dims, dtype))
+
+
+# --- Attention -------------------------------------------------------------------------------------------------------
+
+
+def sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given) -> Tensor:
+    """`sdpa_attention_forward` by the kernel of `at.attention`, side by side as the projection reads it: (B, T, N, H).
+
+    The kernel's own output ends with the copy, where one is made.
+    """
+    joined = attend.BACKENDS[at.attention](part, at, rows, given)
+    flat = attend.side_by_side(rows, joined, tape.made(given.query, "", *by_token(given.query)).dims)
+    rows.drop(*(() if flat is joined else (joined,)))
+    return flat
+
+
+def by_token(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:
+    """Batch, tokens, heads, head size of a query, key or value."""
+    batch, heads, seq, size = tape.heads_first(x)
+    return batch, seq, heads, size
+
+
+# --- The loss --------------------------------------------------------------------------------------------------------
+
+
+def loss(rows: Rows, at: Setting, logits: Tensor, labels: Tensor) -> None:
+    """`ForCausalLMLoss`: logits in fp32, labels padded by one that does not count and read from the second on."""
+    inside = Rows(at.within("loss"))
+    wide = logits if logits.dtype == "fp32" else inside(tape.cast(logits, "fp32", "logits in fp32"))
+    batch, seq = at.tokens
+    padded = tape.made(labels, "padded labels", batch, Dim("(T+1)", seq.size + 1))
+    rows += inside
+    rows(tape.whole("aten::constant_pad_nd", (labels,), padded))
+    view = tape.cut(padded, "shifted labels", batch, seq)
+    shifted = rows(
+        view if batch.size == 1 else tape.whole("aten::clone", (padded,), tape.made(labels, "shifted labels"))
+    )
+    inside = Rows(at.within("loss"))
+    scores = inside(tape.log_softmax(wide, "log-probabilities"))
+    inside(tape.nll_loss(scores, shifted, "loss"))
+    rows += inside
+    rows.drop(scores, shifted, padded, *(() if wide is logits else (wide,)))

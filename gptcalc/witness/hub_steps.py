@@ -1,0 +1,90 @@
+"""A training step of the class that transformers has for a model, on the meta device: the witness of `gptcalc.hf`.
+
+The class runs its own Python and reads no numbers. What torch would do otherwise on meta than on CUDA is done by
+`modules.ops`: dropout keeps a mask of bits, attention is the kernel that the plan names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gptcalc.catalog import Resolved
+from gptcalc.modules import ops
+from gptcalc.plan import Plan
+from gptcalc.witness.hub import built
+from gptcalc.witness.meta import DTYPES, token_ids
+from gptcalc.witness.saved_tensors import Saved, watch
+from gptcalc.witness.trace import Loop, Recorder, Trace, trace_steps
+
+
+def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
+    """As `witness.trace.trace_training`, with the class of transformers; its labels are the token IDs themselves."""
+    module = training_class(model, plan, device)
+    ids = token_ids(plan.batch, plan.seq, device)
+
+    def build(recorder: Recorder) -> Loop:
+        for tensor in (*module.parameters(), *module.buffers(), ids):
+            recorder.see(tensor, "build")
+        return Loop(module, lambda: module(input_ids=ids, labels=ids).loss)
+
+    with as_on_cuda(plan.attention):
+        return trace_steps(build, plan, steps, device)
+
+
+def saved(model: Resolved, plan: Plan) -> tuple[Saved, ...]:
+    """Every storage that a training step's forward pass keeps, once; weights, buffers and token IDs are left out."""
+    module = training_class(model, plan)
+    ids = token_ids(plan.batch, plan.seq)
+    with as_on_cuda(plan.attention):
+        given = [*module.parameters(), *module.buffers(), ids]
+        return watch(module, lambda: module(input_ids=ids, labels=ids).loss, given)
+
+
+def training_class(model: Resolved, plan: Plan, device: str = "meta") -> Any:
+    """The class without values, in the plan's precision, as training has it: without a KV cache."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[plan.precision])
+    try:
+        how = "eager" if plan.attention == "eager" else "sdpa"
+        module, _ = built(model, device, use_cache=False, attn_implementation=how)
+    finally:
+        torch.set_default_dtype(before)
+    return module.train()
+
+
+@contextmanager
+def as_on_cuda(attention: str) -> Iterator[None]:
+    """Dropout, and attention by the kernel of that name, run the ops that CUDA runs."""
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002, FBT001, FBT002  torch's signature
+        if inplace:
+            raise NotImplementedError("dropout in place")
+        return ops.dropout(input, p, training)
+
+    def sdpa(  # noqa: PLR0913  torch's signature
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,  # noqa: FBT001, FBT002
+        scale: float | None = None,
+        enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        if enable_gqa != (key.shape[1] < query.shape[1]):
+            raise ValueError(f"enable_gqa is {enable_gqa} for {query.shape[1]} heads that share {key.shape[1]}")
+        how: dict[str, Any] = {"dropout_p": dropout_p, "causal": is_causal, "mask": attn_mask, "scale": scale}
+        return ops.attention(query, key, value, backend=attention, **how)
+
+    before = functional.dropout, functional.scaled_dot_product_attention
+    functional.dropout, functional.scaled_dot_product_attention = dropout, sdpa
+    try:
+        yield
+    finally:
+        functional.dropout, functional.scaled_dot_product_attention = before
