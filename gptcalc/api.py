@@ -397,6 +397,7 @@ def memory_of(
     from gptcalc.ledger import memory as engine
     from gptcalc.ledger.asked import settle, with_dropout
     from gptcalc.ledger.embedding import embedding_stage
+    from gptcalc.ledger.published import need_class
     from gptcalc.ledger.request import Request
 
     if type(depth) is not int or depth not in DEPTHS:
@@ -406,6 +407,8 @@ def memory_of(
     resolved = resolve(model, with_dropout(overrides, asked, spelled))
     plan, modes, defaulted = settle(resolved.spec, asked, spelled)
     request = Request(model, overrides, asked, {"depth": depth})
+    if plan.implementation == "transformers":
+        need_class(resolved)
     if modes:
         return MemoryReport(resolved, engine.memory(resolved.spec, plan, modes), depth, defaulted, request=request)
     if depth != 1:
@@ -425,7 +428,8 @@ def check(
     """Compare `model` with PyTorch: `.agrees`, and `.evidence` of each witness. Needs torch.
 
     `witness` names one to hear alone. Of parameters: `reference`, gptcalc's own modules, or `transformers`, the
-    published class. Of memory, under `settings` as those of `memory`: `saved-tensors`, `trace`, or `cuda`.
+    published class. Of memory, under `settings` as those of `memory`: `saved-tensors`, `trace`, or `cuda`, and
+    `transformers` too.
     """
     return check_of(model, overrides, witness, settings or {})
 
@@ -440,17 +444,21 @@ def check_of(
 ) -> Check:
     """`check` with the model's fields and the settings each in a mapping; errors call a setting as it is `spelled`."""
     from gptcalc.ledger.asked import settle, with_dropout
-    from gptcalc.witness.check import MEMORY_WITNESSES, check_memory
+    from gptcalc.ledger.published import need_class
+    from gptcalc.witness.check import MEMORY_WITNESSES, TRANSFORMERS, check_memory
     from gptcalc.witness.check import check as hear
 
-    if witness in MEMORY_WITNESSES:
+    if witness in MEMORY_WITNESSES and (asked or witness != TRANSFORMERS):
         resolved = resolve(model, with_dropout(overrides, asked, spelled))
+        asked = {**asked, "implementation": TRANSFORMERS} if witness == TRANSFORMERS else asked
         plan, modes, _ = settle(resolved.spec, asked, spelled)
         if plan.compile:
             raise InvalidValueError(
                 f"check: read {spelled('compile')} with {spelled('witness')} {witness}, which runs eager code; allowed:"
                 " one of them"
             )
+        if plan.implementation == TRANSFORMERS:
+            need_class(resolved)
         return check_memory(resolved, witness, plan, modes)
     if asked:
         raise InvalidValueError(

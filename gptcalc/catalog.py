@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import AfterValidator
 
 from gptcalc import installed
-from gptcalc.errors import InvalidValueError, UnknownNameError, nearest, plain, shown
+from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, nearest, plain, shown
 from gptcalc.families import find_family, implied_fields, is_known, model_types
 from gptcalc.families.family import BIASES, IRRELEVANT, PLAIN, REFUSED, UNCOUNTED, Family
 from gptcalc.spec import Record, Spec
@@ -114,6 +114,21 @@ class Resolved(NamedTuple):
     defaults: Mapping[str, object] = MappingProxyType({})
     estimated: str = ""
     notes: tuple[str, ...] = ()
+
+
+def beyond_transformers(model: Resolved) -> str:
+    """Why no config of the transformers class gives this model; empty where one does."""
+    family = type(model.family)
+    known = {key: value for key, value in model.huggingface.items() if key in family.names()}
+    try:
+        plain = family.load(family.given(family.translate(known, model.name)), model.name)
+        if plain.spec() == model.spec:
+            return ""
+    except GptcalcError as error:
+        return f"no transformers config gives this model ({error})"
+    ours, theirs = model.family.resolved(), plain.resolved()
+    differing = ", ".join(f"{key} = {ours[key]}" for key in ours if ours[key] != theirs[key])
+    return f"no transformers config has {differing}"
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from gptcalc.errors import InvalidValueError
 from gptcalc.parts.block import Block
 from gptcalc.spec import Spec
-from gptcalc.tape.rows import Op, Setting, Tensor
+from gptcalc.tape.rows import Op, Setting, Tape, Tensor
 
 #: The release of transformers that was read.
 READ = "5.23"
@@ -25,7 +25,7 @@ REMARKS = {"gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32
 class Code(Protocol):
     """What an implementation says of its passes."""
 
-    def input_rows(self, spec: Spec, at: Setting) -> tuple[Op, ...]:
+    def input_rows(self, spec: Spec, at: Setting) -> Tape:
         """Token IDs to the first layer's input; what lives on until the last layer is made by `shared` ops."""
 
     def layer_rows(self, at: Setting, block: Block) -> tuple[Op, ...]:

@@ -80,9 +80,12 @@ def sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given)
     The kernel's own output ends with the copy, where one is made.
     """
     joined = attend.BACKENDS[at.attention](part, at, rows, given)
-    flat = attend.side_by_side(rows, joined, tape.made(given.query, "", *by_token(given.query)).dims)
-    rows.drop(*(() if flat is joined else (joined,)))
-    return flat
+    batch, heads, seq, size = tape.heads_first(joined)
+    if tape.is_dense(joined, batch, seq, heads, size):
+        return joined
+    dense = rows(tape.clone(joined, "weighted values side by side", batch, seq, heads, size))
+    rows.drop(joined)
+    return dense
 
 
 def by_token(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:

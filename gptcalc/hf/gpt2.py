@@ -14,10 +14,10 @@ from gptcalc.parts.mlp import DenseMLP
 from gptcalc.parts.norm import LayerNorm
 from gptcalc.parts.positions import LearnedPositions
 from gptcalc.spec import AnyPart, Spec
-from gptcalc.tape import Op, Rows, Setting, Tensor
+from gptcalc.tape import Op, Rows, Setting, Tape, Tensor
 
 
-def input_rows(spec: Spec, at: Setting) -> tuple[Op, ...]:
+def input_rows(spec: Spec, at: Setting) -> Tape:
     """Token rows and position rows, which live until the trunk returns, their sum, the mask, dropout."""
     rows = Rows(at.within(spec.trunk))
     token, positions = spec.embedding, spec.positions
@@ -37,7 +37,7 @@ def input_rows(spec: Spec, at: Setting) -> tuple[Op, ...]:
     if at.training and token.dropout:
         before, x = x, rows(tape.dropout(x, f"{x.label} after dropout"))
         rows.drop(before)
-    return tuple(rows)
+    return Tape(tuple(rows), (x,))
 
 
 def _held(rows: Rows, op: Op, at: Setting) -> Tensor:

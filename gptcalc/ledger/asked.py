@@ -10,7 +10,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
-from gptcalc.plan import AttentionChoice, Checkpointing, Logits, OptimizerImpl, OptimizerName, Plan, Precision
+from gptcalc.plan import (
+    AttentionChoice,
+    Checkpointing,
+    Implementation,
+    Logits,
+    OptimizerImpl,
+    OptimizerName,
+    Plan,
+    Precision,
+)
 from gptcalc.spec import MOST, Spec
 
 if TYPE_CHECKING:
@@ -72,6 +81,8 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
     """The plan of a request about `spec`."""
     given = {field: value for field, value in asked.items() if value is not None}
     names = {field: _choice(field, value, spelled) for field, value in given.items() if field in _NAMES}
+    if names.get("implementation") == "transformers":
+        names = _of_transformers(names, spelled)
     mode, scope = names.get("mode", "both"), names.get("scope", "model")
     _must_agree(given, names, spelled)
     fields: dict[str, object] = {field: name for field, name in names.items() if field in Plan.model_fields}
@@ -133,6 +144,18 @@ def _optimizer_settings(given: Asked) -> Mapping[str, tuple[str, ...]]:
     from gptcalc.optimizers import SETTINGS
 
     return {field: names for field, names in SETTINGS.items() if field in given}
+
+
+def _of_transformers(names: dict[str, str], spelled: Spelled) -> dict[str, str]:
+    """Of transformers' code a training step is modelled, and nothing else: what was asked, with that mode."""
+    for field, wrong, allowed in (("mode", ("inference", "both"), "training"), ("scope", ("embedding",), "model")):
+        if (read := names.get(field)) in wrong:
+            raise InvalidValueError(
+                f"memory: read {spelled(field)} {read} with {spelled('implementation')} transformers, of which a"
+                f" training step alone is modelled; allowed: {spelled(field)} {allowed}, or"
+                f" {spelled('implementation')} reference"
+            )
+    return {**names, "mode": "training"}
 
 
 def _only(mode: str) -> tuple[str, ...]:
@@ -244,7 +267,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "logits": Setting(
             "the tokens of a prompt that are scored. (default: last)", get_args(Logits), used_in="inference"
         ),
-        "implementation": Setting("Whose code. (default: reference, gptcalc's own module)", ("reference",)),
+        "implementation": Setting("Whose code. (default: reference, gptcalc's own module)", get_args(Implementation)),
         "target": Setting(
             "The device's compute capability. (default: sm90)", check=_target, kind="word", metavar="smXX"
         ),

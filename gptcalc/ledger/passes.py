@@ -121,8 +121,8 @@ def trunk(
 
 def _own_trunk(own: Code, spec: Spec, at: Setting, among: tuple[Group, ...], attention: Sequence[str]) -> list[Stretch]:
     inside = at.within(spec.trunk)._replace(shared={})
-    rows = own.input_rows(spec, at._replace(attention=attention[0], shared={}))
-    found = [Stretch("input", None, rows, result(rows))]
+    rows, (x,) = own.input_rows(spec, at._replace(attention=attention[0], shared={}))
+    found = [Stretch("input", None, rows, x)]
     for group in among:
         for layer, place in group.kinds:
             block = spec.layers[place].block

@@ -11,6 +11,7 @@ from gptcalc.ledger.alive import Held, Kind
 from gptcalc.ledger.components import COMPONENTS, component_label
 from gptcalc.ledger.memory import Memory, Mode, ModeName
 from gptcalc.ledger.parameters import parameters
+from gptcalc.ledger.published import words
 from gptcalc.ledger.reasons import op_words
 from gptcalc.optimizers import OPTIMIZERS
 from gptcalc.plan import Plan
@@ -124,7 +125,7 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
     segments += " · torch.compile: not modelled, these are eager's numbers" if plan.compile else ""
-    yield f"implementation reference (gptcalc's own module) · {plan.target} · torch {plan.torch}{segments}"
+    yield f"{words(plan, memory.spec.family)} · {plan.target} · torch {plan.torch}{segments}"
     if defaulted:
         yield by_default(defaulted)
 

@@ -227,7 +227,7 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "torch": plan.torch,
             "expandable_segments": plan.expandable_segments,
             "compile": plan.compile,
-            "implementation": "reference",
+            "implementation": plan.implementation,
         },
         "notes": [*heading_notes(model), *model.notes],
     }

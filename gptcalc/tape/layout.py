@@ -22,9 +22,12 @@ def joins(x: Tensor, *axes: Dim) -> bool:
     return all(strides[outer] == strides[inner] * inner.size for outer, inner in pairwise(long))
 
 
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements of x lie one after the other, in the order of its axes (`Tensor.is_contiguous`)."""
-    strides, long = _strides(x), [axis for axis in x.dims if axis.size > 1]
+def is_dense(x: Tensor, *axes: Dim) -> bool:
+    """Whether the elements of x lie one after the other, in the order of its axes (`Tensor.is_contiguous`).
+
+    With `axes` it is asked of x with its axes in that order.
+    """
+    strides, long = _strides(x), [axis for axis in axes or x.dims if axis.size > 1]
     return joins(x, *long) and (not long or strides[long[-1]] == 1)
 
 

@@ -13,8 +13,10 @@ from gptcalc.witness.hub import transformers_class
 from gptcalc.witness.memory import MEMORY_WITNESSES
 from gptcalc.witness.reference import reference
 
-__all__ = ["MEMORY_WITNESSES", "WITNESSES", "check", "check_memory"]
+__all__ = ["MEMORY_WITNESSES", "TRANSFORMERS", "WITNESSES", "check", "check_memory"]
 
+#: A witness of parameters, and of memory where settings of a run are given.
+TRANSFORMERS = "transformers"
 Rows = tuple[Weight, ...]
 
 #: Every witness by name, in the order in which they are heard.
@@ -27,7 +29,7 @@ WITNESSES: dict[str, Callable[[Resolved, Rows], Evidence]] = {
 def check(model: Resolved, witness: str | None = None, rows: Rows | None = None) -> Check:
     """Put the inventory of `model` (or `rows` in its place) before one witness, or before all of parameters."""
     if witness is not None and witness not in WITNESSES:
-        raise UnknownNameError.near("witness", str(witness), [*WITNESSES, *MEMORY_WITNESSES])
+        raise UnknownNameError.near("witness", str(witness), dict.fromkeys([*WITNESSES, *MEMORY_WITNESSES]))
     rows = inventory(model.spec) if rows is None else rows
     heard = WITNESSES.values() if witness is None else [WITNESSES[witness]]
     return Check(model, tuple(look(model, rows) for look in heard))

@@ -4,12 +4,13 @@ It tests what the reference module cannot: that the family read the hyperparamet
 told apart by the names of the class's tensors, with rules that share nothing with the inventory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from logging import ERROR
 from typing import Any, cast
 
-from gptcalc.catalog import Resolved
-from gptcalc.errors import GptcalcError
+from gptcalc.catalog import Resolved, beyond_transformers
 from gptcalc.installed import need_torch
 from gptcalc.inventory import Weight
 from gptcalc.ledger.evidence import Evidence
@@ -26,13 +27,13 @@ def installed() -> bool:
 
 def transformers_class(model: Resolved, rows: Sequence[Weight]) -> Evidence:
     """Compare `rows` with the transformers class, or say why there is none to compare with."""
-    reason = _not_expressible(model)
+    reason = beyond_transformers(model)
     if not installed():
         reason = "transformers is not installed"
     if reason:
         return Evidence(WITNESS, "family mapping not checked", skipped=reason)
     try:
-        module, version = built(model)
+        module, version = build_class(model)
     except Exception as error:  # noqa: BLE001  whatever transformers raises, it is its word on this config
         return Evidence(WITNESS, "family mapping not checked", skipped=f"transformers refuses it ({_last_line(error)})")
     tensors = dict(module.named_parameters(remove_duplicate=False))
@@ -41,41 +42,33 @@ def transformers_class(model: Resolved, rows: Sequence[Weight]) -> Evidence:
     return Evidence(WITNESS, subject, len(tensors), stored_elements(tensors.values()), compare(rows, built))
 
 
-def _not_expressible(model: Resolved) -> str:
-    """Why no config of the transformers class gives this model; empty where one does."""
-    family = type(model.family)
-    known = {key: value for key, value in model.huggingface.items() if key in family.names()}
+@contextmanager
+def silent() -> Iterator[None]:
+    """Transformers makes no remarks: on token ids, on which no weight depends, on losses that it falls back to."""
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(ERROR)
     try:
-        plain = family.load(family.given(family.translate(known, model.name)), model.name)
-        if plain.spec() == model.spec:
-            return ""
-    except GptcalcError as error:
-        return f"no transformers config gives this model ({error})"
-    ours, theirs = model.family.resolved(), plain.resolved()
-    differing = ", ".join(f"{key} = {ours[key]}" for key in ours if ours[key] != theirs[key])
-    return f"no transformers config has {differing}"
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def built(model: Resolved, device: str = "meta", *, use_cache: bool = True, **how: str) -> tuple[Any, str]:
+def build_class(model: Resolved, device: str = "meta", *, use_cache: bool = True, **how: str) -> tuple[Any, str]:
     """The class of the model on `device`, and the release of transformers; `how` goes to `from_config`."""
     torch = need_torch()
-    from logging import ERROR
-
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     fields = {key: value for key, value in model.huggingface.items() if key != "model_type"}
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(ERROR)  # remarks on token ids, which no weight depends on
-    try:
+    with silent():
         config = AutoConfig.for_model(model.family.model_type, **fields)
         config.use_cache = use_cache
         with torch.device(device):
             module: Any = cast(Any, AutoModelForCausalLM).from_config(config, **how)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     return module, transformers.__version__

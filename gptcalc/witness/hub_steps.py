@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from gptcalc.catalog import Resolved
 from gptcalc.modules import ops
 from gptcalc.plan import Plan
-from gptcalc.witness.hub import built
+from gptcalc.witness.hub import build_class, silent
 from gptcalc.witness.meta import DTYPES, token_ids
 from gptcalc.witness.saved_tensors import Saved, watch
-from gptcalc.witness.trace import Loop, Recorder, Trace, trace_steps
+from gptcalc.witness.trace import Loop, Recorder, Trace, recording, trace_steps
 
 
 def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
@@ -41,7 +41,7 @@ def saved(model: Resolved, plan: Plan) -> tuple[Saved, ...]:
     """Every storage that a training step's forward pass keeps, once; weights, buffers and token IDs are left out."""
     module = training_class(model, plan)
     ids = token_ids(plan.batch, plan.seq)
-    with as_on_cuda(plan.attention):
+    with as_on_cuda(plan.attention), recording():
         given = [*module.parameters(), *module.buffers(), ids]
         return watch(module, lambda: module(input_ids=ids, labels=ids).loss, given)
 
@@ -52,7 +52,7 @@ def training_class(model: Resolved, plan: Plan, device: str = "meta") -> Any:
     torch.set_default_dtype(DTYPES[plan.precision])
     try:
         how = "eager" if plan.attention == "eager" else "sdpa"
-        module, _ = built(model, device, use_cache=False, attn_implementation=how)
+        module, _ = build_class(model, device, use_cache=False, attn_implementation=how)
     finally:
         torch.set_default_dtype(before)
     return module.train()
@@ -65,9 +65,9 @@ def as_on_cuda(attention: str) -> Iterator[None]:
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002, FBT001, FBT002  torch's signature
         if inplace:
             raise NotImplementedError("dropout in place")
-        return ops.dropout(input, p, training)
+        return ops.dropout(input, p, training) if training and p else input
 
-    def sdpa(  # noqa: PLR0913  torch's signature
+    def sdpa(  # noqa: PLR0913, PLR0917  torch's signature
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -85,6 +85,7 @@ def as_on_cuda(attention: str) -> Iterator[None]:
     before = functional.dropout, functional.scaled_dot_product_attention
     functional.dropout, functional.scaled_dot_product_attention = dropout, sdpa
     try:
-        yield
+        with silent():
+            yield
     finally:
         functional.dropout, functional.scaled_dot_product_attention = before

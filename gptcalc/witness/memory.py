@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
+from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.evidence import Evidence, Finding
 from gptcalc.ledger.memory import LINEAR, PHASES, ModeName, attention_choices, record
 from gptcalc.plan import Plan
@@ -23,12 +24,14 @@ MemoryWitness = Callable[[Resolved, Plan, Sequence[ModeName]], tuple[Evidence, .
 
 def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
     """Every tensor that autograd keeps in a training step's forward pass, by size and dtype."""
-    from gptcalc.witness.saved_tensors import saved
+    from gptcalc.witness import hub_steps, saved_tensors
 
     if "training" not in modes:
         return (Evidence("saved-tensors", "inference", skipped="it keeps nothing for a backward pass"),)
     settled = _settled(model, plan, "training")
-    found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in saved(model.spec, settled))
+    published = plan.implementation == "transformers"
+    seen = hub_steps.saved(model, settled) if published else saved_tensors.saved(model.spec, settled)
+    found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in seen)
     expected = _kept(record("training", model.spec, plan, None))
     findings = tuple(
         Finding("saved tensors", f"{format_count(size)} bytes, {dtype}", str(ours), str(theirs))
@@ -36,7 +39,7 @@ def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tup
         if (ours := expected[size, dtype]) != (theirs := found[size, dtype])
     )
     n_bytes = sum(size * n for (size, _), n in found.items())
-    subject = f"gptcalc.modules on meta, {_words(settled)}"
+    subject = f"{'transformers' if published else 'gptcalc.modules'} on meta, {_words(settled)}"
     return (Evidence("saved-tensors", subject, found.total(), findings=findings, bytes=n_bytes),)
 
 
@@ -53,13 +56,18 @@ def _kept(recording: Recording) -> Counter[tuple[int, str]]:
 
 def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
     """Every allocation and free of the steps, through the allocator: the figures of each phase."""
+    from gptcalc.witness import hub_steps
     from gptcalc.witness.trace import replay as figures_of
     from gptcalc.witness.trace import trace_inference, trace_training
 
+    published = plan.implementation == "transformers"
     seen = []
     for mode in modes:
         settled = _settled(model, plan, mode)
-        traced = trace_training(model.spec, settled) if mode == "training" else trace_inference(model.spec, settled)
+        if mode == "inference":
+            traced = trace_inference(model.spec, settled)
+        else:
+            traced = hub_steps.trace_training(model, settled) if published else trace_training(model.spec, settled)
         peaks = figures_of(traced, expandable=plan.expandable_segments)
         last = max(peak.step for peak in peaks)
         found = {peak.phase: peak.figures for peak in peaks if peak.step == last}
@@ -68,7 +76,7 @@ def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evide
         seen.append(
             Evidence(
                 "trace",
-                f"{mode} on meta, {_words(settled)}",
+                f"{mode} {'of transformers ' if published else ''}on meta, {_words(settled)}",
                 n_events,
                 findings=tuple(_differences(mode, _phases(recording, plan), found)),
                 bytes=max(figures.requested for figures in found.values()),
@@ -106,10 +114,25 @@ def _words(plan: Plan) -> str:
 
 def cuda(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
     """The steps on the local GPU, each phase against the prediction for that device and release."""
+    if plan.implementation != "reference":
+        raise InvalidValueError(
+            f"check: read witness 'cuda' with implementation {plan.implementation}; allowed: reference, whose module it"
+            " runs"
+        )
     from gptcalc.witness.cuda import cuda as run
 
     return run(model, plan, modes)
 
 
+def transformers(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
+    """Both witnesses on meta, of the class that transformers has."""
+    return (*saved_tensors(model, plan, modes), *trace(model, plan, modes))
+
+
 #: Every memory witness by name.
-MEMORY_WITNESSES: dict[str, MemoryWitness] = {"saved-tensors": saved_tensors, "trace": trace, "cuda": cuda}
+MEMORY_WITNESSES: dict[str, MemoryWitness] = {
+    "saved-tensors": saved_tensors,
+    "trace": trace,
+    "transformers": transformers,
+    "cuda": cuda,
+}

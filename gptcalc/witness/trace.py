@@ -123,7 +123,9 @@ class Recorder(TorchDispatchMode):
         if func is _ADD and _called_by_engine(sys._getframe()) and self._sole_and_dense(args[0]):
             return args[0]
         if func is _ITEM and args[0].device.type == self._device:
-            return 1.0  # what an optimizer computes with it decides about no tensor; that no sequences are packed is true
+            return (
+                1.0  # what an optimizer computes with it decides about no tensor; that no sequences are packed is true
+            )
         if func in _IN_PLACE_IF_UNWATCHED and _called_by_engine(sys._getframe()):
             return args[0]
         result = func(*args, **(kwargs or {}))
