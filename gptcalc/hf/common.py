@@ -75,23 +75,24 @@ def _fresh(name: str, label: str, dtype: str, *dims: Dim) -> tape.Op:
 
 
 def sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given) -> Tensor:
-    """`sdpa_attention_forward` by the kernel of `at.attention`, side by side as the projection reads it: (B, T, N, H).
+    """`sdpa_attention_forward` by the kernel of `at.attention`: (B, T, N, H). A single token sees all there is."""
+    if at.attention == "math":
+        joined = attend.math(part, at, rows, given, causal=at.seq.size > 1)
+    else:
+        joined = attend.BACKENDS[at.attention](part, at, rows, given)
+    return side_by_side(rows, joined)
 
-    The kernel's own output ends with the copy, where one is made.
-    """
-    joined = attend.BACKENDS[at.attention](part, at, rows, given)
+
+def side_by_side(rows: Rows, joined: Tensor) -> Tensor:
+    """The weighted values as the projection reads them, (B, T, N, H): dense (`contiguous`), the kernel's output ends."""
     batch, heads, seq, size = tape.heads_first(joined)
-    if tape.is_dense(joined, batch, seq, heads, size):
+    dims = (batch, seq, heads, size)
+    if joined.dims == dims and tape.is_dense(joined):
         return joined
-    dense = rows(tape.clone(joined, "weighted values side by side", batch, seq, heads, size))
+    label = "weighted values side by side"
+    dense = rows(tape.view(joined, label, *dims) if tape.is_dense(joined, *dims) else tape.clone(joined, label, *dims))
     rows.drop(joined)
     return dense
-
-
-def by_token(x: Tensor) -> tuple[Dim, Dim, Dim, Dim]:
-    """Batch, tokens, heads, head size of a query, key or value."""
-    batch, heads, seq, size = tape.heads_first(x)
-    return batch, seq, heads, size
 
 
 # --- The loss --------------------------------------------------------------------------------------------------------

@@ -105,10 +105,7 @@ def _eager(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Give
     shares = rows(tape.softmax(scores, "attention weights"))
     rows.drop(scores)
     shares = attend.dropped(part, at, rows, shares)
-    joined = attend.weighted_sum(rows, query, shares, value)
-    flat = attend.side_by_side(rows, joined, common.by_token(query))
-    rows.drop(*(() if flat is joined else (joined,)))
-    return flat, shares
+    return common.side_by_side(rows, attend.weighted_sum(rows, query, shares, value)), shares
 
 
 def _mlp(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     return out
 
 
-def math(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
+def math(part: Attends, setting: Setting, rows: Rows, given: Given, *, causal: bool = True) -> Tensor:
     """What torch's `scaled_dot_product_attention` runs where no fused kernel does, in fp32. The output is (B, N, T, H).
 
     √scale goes to query and key each, every layer makes a mask, and the weights are cast back though nobody reads them
@@ -133,7 +133,7 @@ def math(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     if is_half := dtype != "fp32":
         wide = Given(*[rows(tape.cast(x, "fp32", f"{x.label} in fp32")) for x in wide])
     query = rows(tape.scale(wide.query, "scaled query"))
-    mask = _own_mask(setting, rows) if setting.cached is None and shared is None else shared
+    mask = _own_mask(setting, rows) if causal and setting.cached is None and shared is None else shared
     keys, values = _for_all_heads(rows, *wide)
     scaled_keys = rows(tape.scale(keys, "scaled key"))
     scores = matmul(rows, query, scaled_keys, scores_of(query, wide.key))
