@@ -30,7 +30,8 @@ def check(
             "--witness",
             metavar="NAME",
             help="Hear one alone. Of parameters: reference or transformers. Of memory, under the options of a run:"
-            " saved-tensors, trace, or cuda on the local GPU.",
+            " saved-tensors, trace, or cuda on the local GPU;"
+            " or transformers, whose class then runs the step.",
         ),
     ] = None,
     format_: FormatOption = Format.TABLE,

@@ -84,7 +84,7 @@ def sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given)
 
 
 def side_by_side(rows: Rows, joined: Tensor) -> Tensor:
-    """The weighted values as the projection reads them, (B, T, N, H): dense (`contiguous`), the kernel's output ends."""
+    """The weighted values as the projection reads them, (B, T, N, H), dense; the kernel's output ends."""
     batch, heads, seq, size = tape.heads_first(joined)
     dims = (batch, seq, heads, size)
     if joined.dims == dims and tape.is_dense(joined):

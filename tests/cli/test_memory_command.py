@@ -47,6 +47,18 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "unknown dtype of the cache": (["--kv-dtype", "fp8"], ["--kv-dtype", "'fp8'", "fp16"]),
     "unknown logits": (["--logits", "first"], ["--logits", "'first'", "last"]),
     "unknown implementation": (["--implementation", "nanogpt"], ["--implementation", "'nanogpt'", "reference"]),
+    "a family that was not read": (
+        ["falcon-7b", "--implementation", "transformers"],
+        ["'falcon'", "only the reference is modelled", "gpt2"],
+    ),
+    "inference by transformers": (
+        ["--implementation", "transformers", "--mode", "both"],
+        ["--mode both", "--implementation transformers", "--mode training"],
+    ),
+    "a model that no class of transformers can be": (
+        ["--implementation", "transformers", "--d-head", "32"],
+        ["gpt2-small", "d_head = 32", "allowed: reference"],
+    ),
     "unknown scope": (["--scope", "embeddings"], ["--scope", "'embeddings'", "embedding"]),
     "unknown target": (["--target", "h100"], ["--target", "'h100'", "sm90"]),
     "unknown release": (["--torch", "two"], ["--torch", "'two'", "2.13"]),

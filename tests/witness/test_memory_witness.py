@@ -82,7 +82,7 @@ def test_a_lost_activation_is_found_by_its_size(monkeypatch: pytest.MonkeyPatch)
 
 def test_settings_of_a_run_mean_nothing_to_a_witness_of_parameters() -> None:
     """They are refused rather than ignored, with the witnesses that take them."""
-    with pytest.raises(InvalidValueError, match=r"batch .*saved-tensors, trace, cuda"):
+    with pytest.raises(InvalidValueError, match=r"batch .*saved-tensors, trace, transformers, cuda"):
         library.check(settings={"batch": 2}, **TOY)
 
 
