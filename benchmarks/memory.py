@@ -43,7 +43,7 @@ def n_events(mode: ModeName, spec: Spec) -> int:
     """Allocations and frees that are replayed, over all layers."""
     recording = record(mode, spec, PLAN, CudaKernels(target(PLAN.target), torch_version(PLAN.torch)))
     runs = [run for stage in recording.record.stages for run in recording.runs(stage)]
-    return sum(len(run.events) * len(run.layers) for run in runs)
+    return sum(event.times * run.times for run in runs for event in run.events)
 
 
 def yardstick(events: int) -> int:

@@ -167,6 +167,23 @@ class Allocator:
         self.reserved += size
         return block
 
+    def borrow(self, n_bytes: int) -> None:
+        """`free(malloc(n_bytes))`: where a free block holds it, that leaves all blocks as they were."""
+        rounded = round_size(n_bytes)
+        pool = self._small if rounded <= SMALL_SIZE else self._large
+        free = pool.free
+        at = bisect_left(free, (rounded,))
+        if at == len(free) or not n_bytes:
+            self.free(self.malloc(n_bytes))
+            return
+        if self._expandable and free[at][2].after is pool.wall and at + 1 < len(free):
+            at += 1
+        size = free[at][0]
+        given = rounded if size - rounded >= pool.least_rest else size
+        self._peak_requested = max(self._peak_requested, self.requested + n_bytes)
+        self._peak_rounded = max(self._peak_rounded, self.rounded + rounded)
+        self._peak_allocated = max(self._peak_allocated, self.allocated + given)
+
     def free(self, block: Block | None) -> None:
         """Take back what `malloc` gave, and merge it with its free neighbours."""
         if block is None:

@@ -119,17 +119,22 @@ def instants(recording: Recording) -> Iterator[tuple[int, str, int, int]]:
     for number, stage in enumerate(recording.record.stages):
         yield number, "", requested, rounded
         for run in recording.runs(stage):
-            for _ in run.layers:
+            for _ in range(run.times):
                 for event in run.events:
-                    sign = 1 if event.alloc else -1
-                    requested += sign * event.slot.bytes
-                    rounded += sign * round_size(event.slot.bytes)
+                    times = event.times if event.alloc else -event.times
+                    requested += times * event.slot.bytes
+                    rounded += times * round_size(event.slot.bytes)
                     yield number, run.segment.label, requested, rounded
 
 
 def events_of(recording: Recording, stage: Stage) -> list[tuple[bool, int]]:
     """Whether it is an allocation, and bytes, of every event of a recording of all layers."""
-    return [(event.alloc, event.slot.bytes) for run in recording.runs(stage) for event in run.events]
+    return [
+        (event.alloc, event.slot.bytes)
+        for run in recording.runs(stage)
+        for event in run.events * run.times
+        for _ in range(event.times)
+    ]
 
 
 def of_tape(recording: Recording) -> list[tuple[str, Happens]]:

@@ -307,9 +307,10 @@ def _labels(recording: Recording) -> dict[int, list[str]]:
     found: dict[int, dict[str, None]] = {}
     for stage in recording.record.stages:
         for segment in stage.segments:
-            for slot, alloc, op in segment.events:
-                if alloc:
-                    found.setdefault(slot.bytes, {})[f"{op.removeprefix('aten::')}: {slot.tensor.label}"] = None
+            for slot in (event.slot for event in segment.events if event.alloc):
+                of_turns = [slot.of(number) for number in slot.turn.numbers] if slot.turn else [slot]
+                for own in of_turns:
+                    found.setdefault(slot.bytes, {})[f"{slot.op.removeprefix('aten::')}: {own.tensor.label}"] = None
     return {size: list(labels) for size, labels in found.items()}
 
 

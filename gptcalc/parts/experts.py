@@ -225,17 +225,25 @@ def _weigh_input(rows: Rows, taken: Tensor, order: Tensor, shares: Tensor) -> Te
 
 
 def _experts(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Tensor:
-    """Each expert over its rows of x, (rows of all experts, D) to the same; it runs even without rows."""
+    """Each expert over its rows of x, (rows of all experts, D) to the same; it runs even without rows.
+
+    Of experts with as many rows the first one, one of those between and the last one are listed.
+    """
     loads = list(load(setting, part.n_experts, part.n_active))
-    numbers = range(part.n_experts)
+    experts = list(tape.turns("expert", loads))
+    numbers = [turn.numbers[0] for turn in experts]
     cuts = [
         tape.split(x, *(tape.made(x, f"rows of expert {n}", *loads[n], setting.width) for n in numbers)),
-        *(_cut(part, whole, label, own) for whole, label, own in _held(part, setting)),
+        *(_cut(part, whole, label, own, numbers) for whole, label, own in _held(part, setting)),
     ]
     rows += cuts
     views = [[access.tensor for access in cut.writes] for cut in cuts]
     run = _stacked if part.order == "stacked" else _fused
-    outs = [run(part, rows, n, loads[n], *own) for n, own in enumerate(zip(*views, strict=True))]
+    outs = []
+    for turn, own in zip(experts, zip(*views, strict=True), strict=True):
+        rows.turn = turn
+        outs.append(run(part, rows, turn.numbers[0], loads[turn.numbers[0]], *own))
+    rows.turn = None
     out = rows(tape.join(outs, tape.made(x, "outputs by expert")))
     rows.drop(*outs, *(view for of_all in views for view in of_all))
     return out
@@ -258,9 +266,9 @@ def _held(part: "MixtureMLP", setting: Setting) -> Iterator[tuple[Tensor, str, P
             yield setting.weight(f"{label} biases", f"{name}_bias", experts, outs), f"{label} bias", (outs,)
 
 
-def _cut(part: "MixtureMLP", held: Tensor, label: str, dims: Product) -> Op:
-    """A parameter of all experts, cut into views."""
-    views = (tape.made(held, f"{label} of expert {n}", *dims) for n in range(part.n_experts))
+def _cut(part: "MixtureMLP", held: Tensor, label: str, dims: Product, numbers: list[int]) -> Op:
+    """A parameter of all experts, cut into views, of which those of `numbers` are listed."""
+    views = (tape.made(held, f"{label} of expert {n}", *dims) for n in numbers)
     return (tape.split if part.order == "stacked" else tape.unbind)(held, *views)
 
 

@@ -14,6 +14,7 @@ from gptcalc.tape.rows import Rows as Rows
 from gptcalc.tape.rows import Setting as Setting
 from gptcalc.tape.rows import Tape as Tape
 from gptcalc.tape.rows import Tensor as Tensor
+from gptcalc.tape.rows import Turn as Turn
 from gptcalc.tape.rows import activation as activation
 from gptcalc.tape.rows import add as add
 from gptcalc.tape.rows import add_in_place as add_in_place
@@ -66,6 +67,7 @@ from gptcalc.tape.rows import take as take
 from gptcalc.tape.rows import topk as topk
 from gptcalc.tape.rows import total as total
 from gptcalc.tape.rows import turned as turned
+from gptcalc.tape.rows import turns as turns
 from gptcalc.tape.rows import unbind as unbind
 from gptcalc.tape.rows import view as view
 from gptcalc.tape.rows import whole as whole

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from gptcalc.tape.backward import differentiable, gradient, gradients
-from gptcalc.tape.rows import Checkpoint, Op, Tensor
+from gptcalc.tape.rows import Checkpoint, Op, Tensor, Turn
 
 #: For whom a value is kept that rows are run again with.
 CHECKPOINT = "checkpoint"
@@ -31,37 +31,51 @@ class Kernels(Protocol):
 class Slot:
     """A storage: what it is, who made it, where it is at home, how many hold it; which ops autograd keeps it for.
 
-    Those in `again` have it from when they were run again, in the backward pass.
+    Those in `again` have it from when they were run again, in the backward pass. One that was made in a `turn` stands for
+    as many storages as there are numbers in it.
     """
 
-    __slots__ = ("again", "bytes", "home", "index", "keepers", "kind", "op", "refs", "tensor", "where")
+    __slots__ = ("again", "bytes", "home", "index", "keepers", "kind", "op", "refs", "tensor", "turn", "where")
 
     def __init__(  # noqa: PLR0913, PLR0917  a plain record, made often
-        self, tensor: Tensor, kind: str, op: str, where: str, home: Home, index: int
+        self, tensor: Tensor, kind: str, op: str, where: str, home: Home, index: int, turn: Turn | None = None
     ) -> None:
         """Nobody holds it yet."""
         self.tensor, self.kind, self.op, self.where = tensor, kind, op, where
-        self.home, self.index = home, index
+        self.home, self.index, self.turn = home, index, turn
         self.bytes = tensor.bytes
         self.refs = 0
         self.keepers: list[str] = []
         self.again: list[str] = []
 
+    def of(self, number: int) -> "Slot":
+        """That of one number of the turn, under its name."""
+        if self.turn is None:
+            return self
+        label = self.tensor.label.replace(str(self.turn), self.turn.name(number))
+        found = Slot(
+            self.tensor._replace(label=label), self.kind, self.op, self.where, self.home, self.index, self.turn
+        )
+        found.refs, found.keepers, found.again = self.refs, self.keepers, self.again
+        return found
+
 
 class Event(NamedTuple):
-    """A storage is allocated, or freed, by `op`."""
+    """A storage is allocated, or freed, by `op`; of a slot made in a turn `times` storages, if it has ended."""
 
     slot: Slot
     alloc: bool
     op: str
+    times: int = 1
 
 
 class Segment(NamedTuple):
-    """The events of one stretch: a layer's, or one outside the layers."""
+    """The events of one stretch: a layer's, or one outside the layers; or of a turn in it."""
 
     label: str
     layer: Home
     events: list[Event]
+    turn: Turn | None = None
 
 
 class Stage(NamedTuple):
@@ -90,9 +104,10 @@ class Recorder:
         self._parameters: dict[str, Slot] = {}
         self._needs: dict[Home, set[Tensor]] = {None: set()}
         self._grads: dict[tuple[Home, Tensor | str], Buffered] = {}
-        self._indices: dict[tuple[bool, Tensor, str, str, int], int] = {}
+        self._indices: dict[tuple[bool, Turn | None, Tensor, str, str, int], int] = {}
         self._seen: Counter[tuple[Home, Tensor, str]] = Counter()
         self._layer: Home = None
+        self._turn: Turn | None = None
         self._where = ""
 
     # --- Phases and storages ---
@@ -102,12 +117,18 @@ class Recorder:
         self.stages.append(Stage(name, []))
         self.segment(name)
 
-    def segment(self, label: str, layer: Home = None) -> None:
+    def segment(self, label: str, layer: Home = None, turn: Turn | None = None) -> None:
         """A stretch begins, or goes on: in `layer`, or outside the layers."""
-        self._layer = layer
+        self._layer, self._turn = layer, turn
         segments = self.stages[-1].segments
-        if not segments or segments[-1][:2] != (label, layer):
-            segments.append(Segment(label, layer, []))
+        if not segments or (segments[-1].label, segments[-1].layer, segments[-1].turn) != (label, layer, turn):
+            segments.append(Segment(label, layer, [], turn))
+
+    def _go_on(self, op: Op) -> None:
+        """The stretch goes on with an op, in its turn."""
+        if op.turn != self._turn:
+            now = self.stages[-1].segments[-1]
+            self.segment(now.label, now.layer, op.turn)
 
     @property
     def n_indices(self) -> int:
@@ -121,14 +142,23 @@ class Recorder:
 
     def alloc(self, tensor: Tensor, kind: str, op: str, *, shared: bool = False, where: str | None = None) -> Slot:
         """A new storage, held by nobody; at home in the current layer unless `shared`, made by the module `where`."""
-        home = None if shared else self._layer
+        home, turn = (None, None) if shared else (self._layer, self._turn)
         self._seen[home, tensor, kind] += 1
-        key = (home is None, tensor, kind, op, self._seen[home, tensor, kind])
+        key = (home is None, turn, tensor, kind, op, self._seen[home, tensor, kind])
         index = self._indices.setdefault(key, len(self._indices))
-        slot = Slot(tensor, kind, op, self._where if where is None else where, home, index)
+        slot = Slot(tensor, kind, op, self._where if where is None else where, home, index, turn)
         if slot.bytes:
-            self._events.append(Event(slot, alloc=True, op=op))
+            self._events.append(Event(slot, alloc=True, op=op, times=self._times(slot)))
         return slot
+
+    def _times(self, slot: Slot) -> int:
+        """How many storages a slot's event is of. What one of many in a turn has is its own, or all would have it."""
+        if slot.turn == self._turn:
+            return 1
+        if self._turn is not None and (slot.turn is not None or len(self._turn.numbers) > 1):
+            whose = slot.turn or "all"
+            raise RuntimeError(f"{slot.tensor.label} of {whose} is allocated or freed for each of {self._turn.numbers}")
+        return 1 if slot.turn is None else len(slot.turn.numbers)
 
     def hold(self, slot: Slot) -> Slot:
         """One more holds it."""
@@ -141,7 +171,7 @@ class Recorder:
         if slot.refs < 0:
             raise RuntimeError(f"{slot.tensor.label} is released more often than it is held")
         if not slot.refs and slot.bytes:
-            self._events.append(Event(slot, alloc=False, op=self._op))
+            self._events.append(Event(slot, alloc=False, op=self._op, times=self._times(slot)))
 
     @property
     def _events(self) -> list[Event]:
@@ -194,6 +224,7 @@ class Recorder:
 
         Within a checkpoint autograd records it and `keeps` nothing, until in the backward pass it runs `again`.
         """
+        self._go_on(op)
         self._where = op.where
         for tensor in (access.tensor for access in op.writes):
             if tensor.base is None:
@@ -297,6 +328,7 @@ class Recorder:
 
     def reverse(self, op: Op) -> None:
         """Run the backward rule of a row that autograd has recorded."""
+        self._go_on(op)
         taken = {
             access.tensor: found
             for access in op.writes

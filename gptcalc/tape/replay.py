@@ -1,13 +1,13 @@
 """A recording for all layers of a model: folded into bytes requested, and replayed through the allocator.
 
 Requested and rounded bytes of a stretch that is repeated change by the same amount each time, so that its maximum is in
-the first or the last repetition: one layer is folded over L. What the allocator hands out depends on all that came
-before: that needs the whole replay.
+the first or the last repetition: one layer is folded over L, and within a layer one expert over those of as many rows.
+What the allocator hands out depends on all that came before: that needs the whole replay.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from itertools import groupby
+from collections.abc import Collection, Iterable, Iterator
+from itertools import groupby, islice, product
 from typing import NamedTuple
 
 from gptcalc.allocator import Allocator, Block, Figures, round_size
@@ -44,10 +44,16 @@ class Group(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A segment, and the layers of the model that it stands for, in the order in which they run."""
+    """A segment, and what it stands for, in the order in which they run: layers of the model, or turns in one layer."""
 
     segment: Segment
     layers: range
+    numbers: range = range(1)
+
+    @property
+    def times(self) -> int:
+        """How often it runs."""
+        return len(self.layers) * len(self.numbers)
 
     @property
     def events(self) -> list[Event]:
@@ -78,18 +84,19 @@ class Recording(NamedTuple):
         for turns, together in groupby(stage.segments, self._turns):
             segments = list(together)
             if segments[0].layer is None:
-                yield from (Run(segment, range(1)) for segment in segments)
+                yield from (Run(segment, range(1), numbers) for segment, numbers in _in_turn(segments))
                 continue
-            for taking in [segments] if turns else [[segment] for segment in segments]:
-                numbers = [segment.layer or 0 for segment in taking]
+            visits = [list(visit) for _, visit in groupby(segments, lambda segment: segment.layer)]
+            for taking in [visits] if turns else [[visit] for visit in visits]:
+                numbers = [visit[0].layer or 0 for visit in taking]
                 down = before is not None and before > numbers[0]
                 layers = [self.actual(number)[:: -1 if down else 1] for number in numbers]
-                if len(taking) == 1:
-                    yield Run(taking[0], layers[0])
+                if len(taking) == len(taking[0]) == 1:
+                    yield Run(taking[0][0], layers[0])
                 else:
                     for turn in zip(*layers, strict=True):
-                        pairs = zip(taking, turn, strict=True)
-                        yield from (Run(segment, range(layer, layer + 1)) for segment, layer in pairs)
+                        for visit, layer in zip(taking, turn, strict=True):
+                            yield from (Run(segment, range(layer, layer + 1), own) for segment, own in _in_turn(visit))
                 before = numbers[-1]
 
     def _turns(self, segment: Segment) -> tuple[int, ...]:
@@ -99,6 +106,20 @@ class Recording(NamedTuple):
             if 0 <= place < group.recorded:
                 return (group.first,) if len(group.pattern) > 1 and len(group.actual(place)) > 1 else ()
         return () if segment.layer is not None else (-1,)
+
+
+def _in_turn(segments: Iterable[Segment]) -> Iterator[tuple[Segment, range]]:
+    """The segments of one layer with the numbers of each turn: upwards, or after a later one downwards."""
+    before: int | None = None
+    for segment in segments:
+        if segment.turn is None:
+            before = None
+            yield segment, range(1)
+        else:
+            numbers = segment.turn.numbers
+            down = before is not None and before > numbers[0]
+            yield segment, numbers[:: -1 if down else 1]
+            before = numbers[0]
 
 
 class Place(NamedTuple):
@@ -146,11 +167,11 @@ def _course(events: list[Event]) -> _Course:
     now = most = rounded = most_rounded = 0
     place = -1
     for number, event in enumerate(events):
-        sign = 1 if event.alloc else -1
+        times = event.times if event.alloc else -event.times
         size = event.slot.bytes
-        alive[kind_of(event.slot)] += sign * size
-        now += sign * size
-        rounded += sign * round_size(size)
+        alive[kind_of(event.slot)] += times * size
+        now += times * size
+        rounded += times * round_size(size)
         most_rounded = max(most_rounded, rounded)
         if now > most:
             most, place, at_peak = now, number, Counter(alive)
@@ -180,9 +201,9 @@ def fold(recording: Recording, wanted: range) -> Fold:
         for run_number, run in enumerate(recording.runs(stage)):
             if id(run.segment) not in courses:
                 courses[id(run.segment)] = _course(run.events)
-            course, n = courses[id(run.segment)], len(run.layers)
+            course, n = courses[id(run.segment)], run.times
             if stage_number in wanted:
-                points += _points(run, course, alive, stage_number, run_number)
+                _add_points(points, _points(run, course, alive, stage_number, run_number))
             for kind, size in course.added.items():
                 alive[kind] += n * size
             rounded_peak = max(rounded_peak, rounded + course.rounded_peak)
@@ -193,63 +214,128 @@ def fold(recording: Recording, wanted: range) -> Fold:
 
 
 def _points(run: Run, course: _Course, alive: Counter[str], stage: int, number: int) -> Iterator[Folded]:
-    """The peak of each repetition of a run that begins with `alive`."""
+    """The peak of each layer of a run that begins with `alive`; of many turns the first or the last has it."""
     kinds = {kind: (alive[kind] + course.peak[kind], course.added[kind]) for kind in [*alive, *course.peak]}
-    for repetition, layer in enumerate(run.layers):
+    last = len(run.numbers) - 1 if sum(course.added.values()) > 0 else 0
+    for repetition, layer in enumerate(run.layers, start=last):
         peak = {kind: size for kind, (start, added) in kinds.items() if (size := start + repetition * added)}
         place = Place(stage, number, repetition, course.peak_event)
         yield Folded(stage, run.segment.label, None if run.segment.layer is None else layer, peak, place)
 
 
+def _add_points(points: list[Folded], found: Iterable[Folded]) -> None:
+    """Add what was found; of the runs of one stretch the first that has its peak stands for it."""
+    for point in found:
+        if points and points[-1][:3] == point[:3]:
+            points[-1] = max(points[-1], point, key=lambda either: either.requested)
+        else:
+            points.append(point)
+
+
 def alive_at(recording: Recording, place: Place) -> list[tuple[Slot, int]]:
-    """Every kind of storage that is alive at an instant, with how many there are of it."""
+    """Every kind of storage that is alive at an instant, with how many there are of it; of a turn each number's own."""
     counts: Counter[int] = Counter()
+    of_numbers: Counter[tuple[int, int]] = Counter()
     example: dict[int, Slot] = {}
+    first: dict[int, tuple[int, range]] = {}
+    for order, (run, times, part) in enumerate(_until(recording, place)):
+        for place_in_run, event in enumerate(run.events):
+            slot, done = event.slot, times + (place_in_run <= part)
+            example[slot.index] = slot
+            first.setdefault(slot.index, (order, run.numbers))
+            sign = 1 if event.alloc else -1
+            if len(run.numbers) == 1:
+                counts[slot.index] += sign * done
+            elif done == len(run.numbers):
+                counts[slot.index] += sign
+            else:
+                of_numbers.update({(slot.index, number): sign for number in run.numbers[:done]})
+    return [
+        (slot if len(numbers) == 1 else slot.of(number), count)
+        for (_, numbers), together in groupby(first, first.__getitem__)
+        for number, slot in product(numbers, [example[index] for index in together])
+        if (count := counts[slot.index] + of_numbers[slot.index, number])
+    ]
+
+
+def _until(recording: Recording, place: Place) -> Iterator[tuple[Run, int, int]]:
+    """The runs up to an instant, with how often each is over, and which of its events is the last in the one under way.
+
+    None is under way but in the last run.
+    """
     for stage_number, stage in enumerate(recording.record.stages[: place.stage + 1]):
-        for run_number, run in enumerate(recording.runs(stage)):
-            here = stage_number == place.stage
-            if here and run_number > place.run:
-                break
-            times, part = len(run.layers), -1
-            if here and run_number == place.run:
-                times, part = place.repetition, place.event
-            for number, event in enumerate(run.events):
-                example[event.slot.index] = event.slot
-                counts[event.slot.index] += (1 if event.alloc else -1) * (times + (number <= part))
-    return [(example[index], count) for index, count in counts.items() if count]
+        here = stage_number == place.stage
+        runs = recording.runs(stage)
+        yield from ((run, run.times, -1) for run in (islice(runs, place.run) if here else runs))
+        if here:
+            yield next(runs), place.repetition, place.event
 
 
 def replay(recording: Recording, *, expandable: bool) -> tuple[tuple[Figures, Figures], ...]:
     """Each stage's peaks, and the figures at its end, as the allocator would have them."""
     allocator = Allocator(expandable=expandable)
-    malloc, free = allocator.malloc, allocator.free
-    stride = recording.record.n_indices
+    malloc, borrow, free = allocator.malloc, allocator.borrow, allocator.free
     blocks: dict[int, Block | None] = {}
-    known: dict[int, list[tuple[int, int, int]]] = {}
+    pop = blocks.pop
+    known: dict[int, list[Request]] = {}
     found = []
     for stage in recording.record.stages:
         allocator.reset_peak()
         for run in recording.runs(stage):
             if id(run.segment) not in known:
-                known[id(run.segment)] = [_address(recording, event, run.segment.layer, stride) for event in run.events]
+                known[id(run.segment)] = list(_brief(requests(recording, run.segment)))
             steps = known[id(run.segment)]
             for layer in run.layers:
-                for size, base, times in steps:
-                    address = base + times * layer
-                    if size:
-                        blocks[address] = malloc(size)
-                    else:
-                        free(blocks.pop(address))
+                for number in run.numbers:
+                    for size, base, by_layer, by_number in steps:
+                        if size < 0:
+                            borrow(-size)
+                        elif size:
+                            blocks[base + by_layer * layer + by_number * number] = malloc(size)
+                        else:
+                            free(pop(base + by_layer * layer + by_number * number))
         found.append((allocator.peak(), allocator.current()))
     return tuple(found)
 
 
-def _address(recording: Recording, event: Event, layer: int | None, stride: int) -> tuple[int, int, int]:
-    """Bytes (0 to free), and the address of a storage as base and factor of the layer that runs."""
-    slot = event.slot
-    size = slot.bytes if event.alloc else 0
-    if slot.home is None:
-        return size, slot.index, 0
-    if layer is None:
-        return size, slot.index + stride * (1 + recording.actual(slot.home)[0]), 0
-    return size, slot.index + stride * (1 + slot.home - layer), stride
+class Request(NamedTuple):
+    """Bytes that are asked for, or 0 to free them; the storage's address: a base, and what layer and number add."""
+
+    size: int
+    base: int
+    by_layer: int
+    by_number: int
+
+
+def requests(recording: Recording, segment: Segment) -> Iterator[Request]:
+    """What a segment asks of the allocator."""
+    stride = recording.record.n_indices
+    of_numbers = stride * (2 + sum(group.n_layers for group in recording.groups))
+    for event in segment.events:
+        slot, layer = event.slot, segment.layer
+        size = slot.bytes if event.alloc else 0
+        base, by_layer = slot.index, 0
+        if slot.home is not None and layer is None:
+            base += stride * (1 + recording.actual(slot.home)[0])
+        elif slot.home is not None and layer is not None:
+            base, by_layer = base + stride * (1 + slot.home - layer), stride
+        if slot.turn is None:
+            yield Request(size, base, by_layer, 0)
+        elif slot.turn == segment.turn:
+            yield Request(size, base + of_numbers, by_layer, of_numbers)
+        else:
+            yield from (Request(size, base + of_numbers * (1 + own), by_layer, 0) for own in slot.turn.numbers)
+
+
+def _brief(steps: Iterable[Request]) -> Iterator[Request]:
+    """What is given back at once is one request, of a negative size."""
+    before: Request | None = None
+    for step in steps:
+        if before is not None and before.size > 0 and step == before._replace(size=0):
+            before = before._replace(size=-before.size)
+        else:
+            if before is not None:
+                yield before
+            before = step
+    if before is not None:
+        yield before

@@ -7,7 +7,8 @@ it (`drops`). What its CUDA kernel takes for itself is in `kernels`.
 Letters: `M` rows (tokens; B·T), `T` tokens of a sequence, `U` distinct tokens among the M, `P` partial sums.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from itertools import groupby, pairwise
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from gptcalc.formula import Dim, Formula, Product, ordered, product_size
@@ -65,6 +66,37 @@ class Checkpoint(NamedTuple):
     ends: tuple[Tensor, ...] = ()
 
 
+class Turn(NamedTuple):
+    """Things of a kind that run one after the other, as experts do: the ops of the first are there for all of them.
+
+    `numbers` are theirs, without gaps; their values are labelled with `str(turn)`, the name of the first.
+    """
+
+    what: str
+    numbers: range
+
+    def __str__(self) -> str:
+        """`expert 1`."""
+        return self.name(self.numbers[0])
+
+    def name(self, number: int) -> str:
+        """What one of them is called."""
+        return f"{self.what} {number}"
+
+
+def turns(what: str, kinds: Iterable[Hashable]) -> Iterator[Turn]:
+    """Of things of one kind in a row the first and the last by themselves, and all between in one; `kinds` says which.
+
+    One between may touch what all of them share, and itself, but no neighbour; the recorder refuses what does.
+    """
+    start = 0
+    for _, together in groupby(kinds):
+        end = start + len(list(together))
+        bounds = sorted({start, min(start + 1, end), max(end - 1, start), end})
+        yield from (Turn(what, range(*pair)) for pair in pairwise(bounds))
+        start = end
+
+
 class Op(NamedTuple):
     """An op by its name in torch; the first tensor written is its output.
 
@@ -73,7 +105,8 @@ class Op(NamedTuple):
     that their gradients arrive as views, into which autograd adds no other gradient in place. Outputs beside the first
     that the caller holds on to are `handed`. What a `shared` op makes is there for all layers that come after. An
     attention kernel may drop out some weights (`drops_out`). Of an `unrecorded` op autograd knows nothing (`no_grad`).
-    `where` is the path of the module that runs the op, `checkpoint` what it is recomputed with.
+    `where` is the path of the module that runs the op, `checkpoint` what it is recomputed with. In a `turn` it runs for
+    each of several things.
     """
 
     name: str
@@ -90,6 +123,7 @@ class Op(NamedTuple):
     unrecorded: bool = False
     where: str = ""
     checkpoint: Checkpoint | None = None
+    turn: Turn | None = None
 
     @property
     def output(self) -> Tensor:
@@ -211,10 +245,11 @@ class Rows(list[Op]):
         """Start with none."""
         super().__init__()
         self.where = setting.where
+        self.turn: Turn | None = None
 
     def __call__(self, op: Op) -> Tensor:
-        """Append a row of this module."""
-        self.append(op if op.where else op._replace(where=self.where))
+        """Append a row of this module, in the turn that it is in."""
+        self.append(op if op.where else op._replace(where=self.where, turn=self.turn))
         return op.output
 
     def drop(self, *values: Tensor) -> None:

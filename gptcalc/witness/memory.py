@@ -48,9 +48,10 @@ def _kept(recording: Recording) -> Counter[tuple[int, str]]:
     stage = [stage for stage in recording.record.stages if stage.name == "forward"][-1]
     kept: Counter[tuple[int, str]] = Counter()
     for run in recording.runs(stage):
-        for slot, alloc, _ in run.events:
-            if alloc and slot.keepers:
-                kept[slot.bytes, slot.tensor.dtype] += len(run.layers)
+        for event in run.events:
+            slot = event.slot
+            if event.alloc and slot.keepers:
+                kept[slot.bytes, slot.tensor.dtype] += run.times * event.times
     return kept
 
 
