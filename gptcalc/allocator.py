@@ -33,6 +33,10 @@ MIN_LARGE_ALLOC = 10 * MIB  # kMinLargeAlloc: from here on a segment is made to 
 ROUND_LARGE = 2 * MIB  # kRoundLarge: in multiples of this
 
 
+#: More than any address has: 256 TiB.
+ADDRESS_BITS = 48
+
+
 class Figures(NamedTuple):
     """Bytes in torch's words: asked for; each rounded up to 512; blocks handed out; segments held."""
 
@@ -70,19 +74,21 @@ class Block:
 
 
 class _Pool:
-    """The free blocks of small or of large sizes, by size and address, and what their segments hold.
+    """The free blocks of small or of large sizes, and what their segments hold.
 
+    `free` are their keys in order: the size, `ADDRESS_BITS` up, and the address: one number, which compares fast.
     A segment lies between walls: blocks that are never free, so that nothing merges with them. One wall serves all
     segments of a pool. Where they expand there is one, and it forms a ring with the wall: the last block is before it.
     """
 
-    __slots__ = ("free", "least_rest", "page", "reserved", "wall")
+    __slots__ = ("blocks", "free", "least_rest", "page", "reserved", "wall")
 
     def __init__(self, page: int, least_rest: int) -> None:
         """An empty pool that expands by `page` and cuts off rests from `least_rest` on."""
         self.page = page
         self.least_rest = least_rest
-        self.free: list[tuple[int, int, Block]] = []
+        self.free: list[int] = []
+        self.blocks: dict[int, Block] = {}
         self.reserved = 0
         self.wall = Block(self, 0, 0, None, None)
         self.wall.requested = 1
@@ -123,19 +129,21 @@ class Allocator:
         rounded = round_size(n_bytes)
         pool = self._small if rounded <= SMALL_SIZE else self._large
         free = pool.free
-        at = bisect_left(free, (rounded,))
+        at = bisect_left(free, rounded << ADDRESS_BITS)
         if at == len(free):
             block = self._grow(pool, rounded)
         else:
-            if self._expandable and free[at][2].after is pool.wall and at + 1 < len(free):
+            if self._expandable and pool.blocks[free[at]].after is pool.wall and at + 1 < len(free):
                 at += 1
-            block = free.pop(at)[2]
+            block = pool.blocks.pop(free.pop(at))
         rest = block.size - rounded
         if rest >= pool.least_rest:
             address, after = block.address + rounded, block.after
             block.size = rounded
             block.after = after.before = high = Block(pool, address, rest, block, after)
-            insort(free, (rest, address, high))
+            key = (rest << ADDRESS_BITS) + address
+            insort(free, key)
+            pool.blocks[key] = high
         block.requested = n_bytes
         block.rounded = rounded
         self.requested = requested = self.requested + n_bytes
@@ -160,29 +168,13 @@ class Allocator:
             block = last.after = wall.before = Block(pool, pool.reserved, size, last, wall)
         else:
             size = ceil_div(rounded - last.size, pool.page) * pool.page
-            del pool.free[bisect_left(pool.free, (last.size, last.address))]
-            block = last
+            key = (last.size << ADDRESS_BITS) + last.address
+            del pool.free[bisect_left(pool.free, key)]
+            block = pool.blocks.pop(key)
             block.size += size
         pool.reserved += size
         self.reserved += size
         return block
-
-    def borrow(self, n_bytes: int) -> None:
-        """`free(malloc(n_bytes))`: where a free block holds it, that leaves all blocks as they were."""
-        rounded = round_size(n_bytes)
-        pool = self._small if rounded <= SMALL_SIZE else self._large
-        free = pool.free
-        at = bisect_left(free, (rounded,))
-        if at == len(free) or not n_bytes:
-            self.free(self.malloc(n_bytes))
-            return
-        if self._expandable and free[at][2].after is pool.wall and at + 1 < len(free):
-            at += 1
-        size = free[at][0]
-        given = rounded if size - rounded >= pool.least_rest else size
-        self._peak_requested = max(self._peak_requested, self.requested + n_bytes)
-        self._peak_rounded = max(self._peak_rounded, self.rounded + rounded)
-        self._peak_allocated = max(self._peak_allocated, self.allocated + given)
 
     def free(self, block: Block | None) -> None:
         """Take back what `malloc` gave, and merge it with its free neighbours."""
@@ -190,20 +182,25 @@ class Allocator:
             return
         if not block.requested:
             raise RuntimeError("a block was freed twice")
-        size, before, after, free = block.size, block.before, block.after, block.pool.free
+        size, before, after, pool = block.size, block.before, block.after, block.pool
+        free, blocks = pool.free, pool.blocks
         self.requested -= block.requested
         self.rounded -= block.rounded
         self.allocated -= size
         block.requested = 0
         if not after.requested:
-            del free[bisect_left(free, (after.size, after.address))]
+            key = (after.size << ADDRESS_BITS) + after.address
+            del free[bisect_left(free, key)], blocks[key]
             size += after.size
             block.after = after = after.after
             after.before = block
         if not before.requested:
-            del free[bisect_left(free, (before.size, before.address))]
+            key = (before.size << ADDRESS_BITS) + before.address
+            del free[bisect_left(free, key)], blocks[key]
             size += before.size
             before.after, after.before = after, before
             block = before
         block.size = size
-        insort(free, (size, block.address, block))
+        key = (size << ADDRESS_BITS) + block.address
+        insort(free, key)
+        blocks[key] = block

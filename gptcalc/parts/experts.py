@@ -12,7 +12,7 @@ from gptcalc.errors import InvalidValueError
 from gptcalc.formula import Dim, Product, product_size
 from gptcalc.parts.activation import activate
 from gptcalc.parts.sparsemixer import sparsemixer
-from gptcalc.tape import Op, Rows, Setting, Tensor
+from gptcalc.tape import Op, Rows, Setting, Tensor, turns
 
 if TYPE_CHECKING:
     from gptcalc.parts.mlp import MixtureMLP
@@ -230,7 +230,7 @@ def _experts(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Ten
     Of experts with as many rows the first one, one of those between and the last one are listed.
     """
     loads = list(load(setting, part.n_experts, part.n_active))
-    experts = list(tape.turns("expert", loads))
+    experts = list(turns("expert", loads))
     numbers = [turn.numbers[0] for turn in experts]
     cuts = [
         tape.split(x, *(tape.made(x, f"rows of expert {n}", *loads[n], setting.width) for n in numbers)),

@@ -274,7 +274,7 @@ def _until(recording: Recording, place: Place) -> Iterator[tuple[Run, int, int]]
 def replay(recording: Recording, *, expandable: bool) -> tuple[tuple[Figures, Figures], ...]:
     """Each stage's peaks, and the figures at its end, as the allocator would have them."""
     allocator = Allocator(expandable=expandable)
-    malloc, borrow, free = allocator.malloc, allocator.borrow, allocator.free
+    malloc, free = allocator.malloc, allocator.free
     blocks: dict[int, Block | None] = {}
     pop = blocks.pop
     known: dict[int, list[Request]] = {}
@@ -283,14 +283,12 @@ def replay(recording: Recording, *, expandable: bool) -> tuple[tuple[Figures, Fi
         allocator.reset_peak()
         for run in recording.runs(stage):
             if id(run.segment) not in known:
-                known[id(run.segment)] = list(_brief(requests(recording, run.segment)))
+                known[id(run.segment)] = list(requests(recording, run.segment))
             steps = known[id(run.segment)]
             for layer in run.layers:
                 for number in run.numbers:
                     for size, base, by_layer, by_number in steps:
-                        if size < 0:
-                            borrow(-size)
-                        elif size:
+                        if size:
                             blocks[base + by_layer * layer + by_number * number] = malloc(size)
                         else:
                             free(pop(base + by_layer * layer + by_number * number))
@@ -325,17 +323,3 @@ def requests(recording: Recording, segment: Segment) -> Iterator[Request]:
             yield Request(size, base + of_numbers, by_layer, of_numbers)
         else:
             yield from (Request(size, base + of_numbers * (1 + own), by_layer, 0) for own in slot.turn.numbers)
-
-
-def _brief(steps: Iterable[Request]) -> Iterator[Request]:
-    """What is given back at once is one request, of a negative size."""
-    before: Request | None = None
-    for step in steps:
-        if before is not None and before.size > 0 and step == before._replace(size=0):
-            before = before._replace(size=-before.size)
-        else:
-            if before is not None:
-                yield before
-            before = step
-    if before is not None:
-        yield before

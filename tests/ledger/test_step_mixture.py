@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import events_of
 
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim, product_size
@@ -55,13 +56,13 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn, *, busy: bool = False) -> Case:
-    """Experts from one to five, any number of them active, odd widths, lengths that no number of experts divides.
+    """Experts from one to nine, any number of them active, odd widths, lengths that no number of experts divides.
 
     Where they are `busy`, activations weigh more than weights.
     """
     precision: Any = draw(st.sampled_from(["fp32", "bf16", "fp16"]))
     wide = precision == "fp32"
-    n_experts = draw(st.integers(1, 5))
+    n_experts = draw(st.integers(1, 5) | st.just(9))
     dropout = draw(st.sampled_from([0.0, 0.1]))
     dims = {
         "n_layers": draw(st.integers(1, 2)),
@@ -104,10 +105,7 @@ def grouped(events: Iterable[tuple[bool, int]]) -> list[tuple[int, Counter[int]]
 
 def taped(recording: Recording) -> list[tuple[str, list[tuple[int, Counter[int]]]]]:
     """The phases of a recording, with what happens in them."""
-    return [
-        (stage.name, grouped((e.alloc, e.slot.bytes) for segment in stage.segments for e in segment.events))
-        for stage in recording.record.stages
-    ]
+    return [(stage.name, grouped(events_of(recording, stage))) for stage in recording.record.stages]
 
 
 def traced(case: Case, *, training: bool) -> list[tuple[str, list[tuple[int, Counter[int]]]]]:
@@ -124,10 +122,10 @@ def peaks(recording: Recording) -> list[int]:
     alive, found = 0, []
     for stage in recording.record.stages:
         most = 0
-        for segment in stage.segments:
-            for event in segment.events:
-                alive += event.slot.bytes if event.alloc else -event.slot.bytes
-                if segment.layer is not None:
+        for run in recording.runs(stage):
+            for event in run.events * run.times:
+                alive += event.slot.bytes * (event.times if event.alloc else -event.times)
+                if run.segment.layer is not None:
                     most = max(most, alive)
         found.append(most)
     return found
@@ -232,10 +230,10 @@ def test_every_token_has_its_rows(batch: int, seq: int, n_experts: int, data: st
 def test_formulas_name_the_rows_of_an_expert(seq: int, rows: dict[str, int]) -> None:
     """What is kept of eight experts reads as their share of B·T·k rows, rounded where it is not whole."""
     case = Case(resolve("mixtral-8x7b", {"n_layers": 1}).spec, Plan(batch=1, seq=seq, attention="flash"))
-    events = [
-        e for stage in case.training().record.stages[:2] for part in stage.segments for e in part.events if e.alloc
-    ]
-    formulas = {e.slot.tensor.label: all_of(e.slot.tensor).formula().letters for e in events}
+    parts = [part for stage in case.training().record.stages[:2] for part in stage.segments]
+    slots = [(event.slot, part.turn) for part in parts for event in part.events if event.alloc]
+    tensors = [slot.of(number).tensor for slot, turn in slots for number in (turn.numbers if turn else [0])]
+    formulas = {tensor.label: all_of(tensor).formula().letters for tensor in tensors}
     assert formulas["rows by expert"] == "2×B×T×k×D"
     assert formulas["weighted outputs"] == "4×B×T×k×D"
     of_experts = Counter(formulas[f"gated rows of expert {number}"] for number in range(8))

@@ -14,9 +14,12 @@ from steps import ALL, FAMILIES, GPT2, LLAMA, MIXTRAL, OPTIMIZERS, instants, tap
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim
 from gptcalc.ledger.passes import RECORDED
+from gptcalc.ledger.step import inference, training
+from gptcalc.optimizers import optimizer
+from gptcalc.parts import experts
 from gptcalc.plan import Plan
 from gptcalc.spec import LayerGroup, Spec
-from gptcalc.tape import Tensor
+from gptcalc.tape import Tensor, Turn, turns
 from gptcalc.tape.kernels import TARGETS, CudaKernels
 from gptcalc.tape.record import Recorder
 from gptcalc.tape.replay import Group, Recording, alive_at, fold, kind_of, replay
@@ -134,6 +137,56 @@ def test_drawn_models_fold(drawn: tuple[Spec, Plan], n_layers: int, update: dict
     plan = plan.model_copy(update=update)
     check(tape_training(spec, plan, recorded=RECORDED), tape_training(spec, plan))
     check(tape_inference(spec, plan, recorded=RECORDED), tape_inference(spec, plan))
+
+
+@pytest.mark.parametrize("n_experts", [9, 10, 17])
+@pytest.mark.parametrize("worst", [False, True])
+def test_experts_of_as_many_rows_fold(n_experts: int, worst: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """Of equal experts three are recorded: every instant, by the names of the experts, is as if all of them were."""
+    spec, plan = resolve(MIXTRAL | {"num_local_experts": n_experts}, {}).spec, PLAN
+    update = optimizer("adamw", "foreach", 0.0, (2, 13))
+    few = [
+        training(spec, plan, ["flash"], update, KERNELS, worst=worst),
+        inference(spec, plan, ["flash"], KERNELS, worst=worst),
+    ]
+    monkeypatch.setattr(experts, "turns", lambda what, loads: (Turn(what, range(n, n + 1)) for n in range(len(loads))))
+    every = [
+        training(spec, plan, ["flash"], update, KERNELS, worst=worst),
+        inference(spec, plan, ["flash"], KERNELS, worst=worst),
+    ]
+
+    for folded, full in zip(few, every, strict=True):
+        n_segments = [sum(len(stage.segments) for stage in one.record.stages) for one in (folded, full)]
+        assert n_segments[0] < n_segments[1]
+        check(folded, full)
+        peak = whole(folded).peak(range(len(folded.record.stages))).place
+        same = whole(full).peak(range(len(full.record.stages))).place
+        names = [[slot.tensor.label for slot, _ in alive_at(*one)] for one in ((folded, peak), (full, same))]
+        assert names[0] == names[1]
+
+
+def test_what_lies_between_two_experts_is_refused() -> None:
+    """An expert that frees what another made, or what all share, has no other that stands for it."""
+    record = Recorder(None)
+    record.stage("forward")
+    shared = record.hold(record.alloc(value("shared", 8), "temporary", "op"))
+    record.segment("forward", None, Turn("expert", range(1)))
+    first = record.hold(record.alloc(value("of expert 0", 8), "temporary", "op"))
+    record.segment("forward", None, Turn("expert", range(1, 5)))
+    with pytest.raises(RuntimeError, match=r"of expert 0 of expert 0 is allocated or freed for each of range\(1, 5\)"):
+        record.release(first)
+    with pytest.raises(RuntimeError, match="shared of all is allocated or freed for each of"):
+        record.release(shared)
+
+
+def test_things_in_a_row_of_one_kind_are_in_turns() -> None:
+    """The first and the last by themselves, those between together; of a few each by itself."""
+    kinds = "aaaaabbbccd"
+    assert [(str(turn), list(turn.numbers)) for turn in turns("expert", kinds)] == [
+        ("expert 0", [0]),
+        ("expert 1", [1, 2, 3]),
+        *((f"expert {n}", [n]) for n in range(4, 11)),
+    ]
 
 
 def test_a_deep_model_is_folded_from_three_layers() -> None:

@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections import Counter
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from gptcalc.ledger.snapshot import (
 from gptcalc.plan import Plan
 from gptcalc.tape import Tensor
 from gptcalc.tape.kernels import CudaKernels, target, torch_version
-from gptcalc.tape.replay import _address
+from gptcalc.tape.replay import requests
 from gptcalc.units import MIB
 
 torch = pytest.importorskip("torch")
@@ -73,10 +74,12 @@ def of_tape(mode: ModeName, spec: Spec = SPEC, plan: Plan = PLAN) -> list[Asked]
     for stage in recording.record.stages:
         phases.append([])
         for run in recording.runs(stage):
-            for layer in run.layers:
-                for event in run.events:
-                    size, base, times = _address(recording, event, run.segment.layer, recording.record.n_indices)
-                    phases[-1].append((base + times * layer, size))
+            asked = list(requests(recording, run.segment))
+            phases[-1] += [
+                (base + by_layer * layer + by_number * number, size)
+                for layer, number in product(run.layers, run.numbers)
+                for size, base, by_layer, by_number in asked
+            ]
     return phases
 
 
