@@ -165,6 +165,18 @@ def test_experts_of_as_many_rows_fold(n_experts: int, worst: bool, monkeypatch: 
         assert names[0] == names[1]
 
 
+def test_experts_run_downwards_in_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a megabyte and more, where it matters to what the allocator holds which is freed first."""
+    config = MIXTRAL | {"num_local_experts": 17, "hidden_size": 256, "intermediate_size": 1000}
+    spec, plan = resolve(config | {"max_position_embeddings": 400}, {}).spec, Plan(batch=3, seq=400, attention="flash")
+    update = optimizer("adamw", "foreach", 0.0, (2, 13))
+    few = training(spec, plan, ["flash"], update, None)
+    monkeypatch.setattr(experts, "turns", lambda what, loads: (Turn(what, range(n, n + 1)) for n in range(len(loads))))
+    every = training(spec, plan, ["flash"], update, None)
+    for expandable in (False, True):
+        assert replay(few, expandable=expandable) == replay(every, expandable=expandable)
+
+
 def test_what_lies_between_two_experts_is_refused() -> None:
     """An expert that frees what another made, or what all share, has no other that stands for it."""
     record = Recorder(None)
