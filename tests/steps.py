@@ -109,6 +109,7 @@ def kept(recording: Recording) -> Counter[str]:
     return Counter(
         f"{DTYPES.get(slot.tensor.dtype, slot.tensor.dtype)} {slot.bytes}"
         for slot in slots.values()
+        for _ in (slot.turn.numbers if slot.turn else [0])
         if slot.keepers and slot.kind not in ("weights", "inputs")
     )
 

@@ -31,8 +31,8 @@ class Kernels(Protocol):
 class Slot:
     """A storage: what it is, who made it, where it is at home, how many hold it; which ops autograd keeps it for.
 
-    Those in `again` have it from when they were run again, in the backward pass. One that was made in a `turn` stands for
-    as many storages as there are numbers in it.
+    Those in `again` have it from when they were run again, in the backward pass. One that was made in a
+    `turn` stands for as many storages as there are numbers in it.
     """
 
     __slots__ = ("again", "bytes", "home", "index", "keepers", "kind", "op", "refs", "tensor", "turn", "where")
