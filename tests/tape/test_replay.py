@@ -144,7 +144,7 @@ def test_drawn_models_fold(drawn: tuple[Spec, Plan], n_layers: int, update: dict
 def test_experts_of_as_many_rows_fold(n_experts: int, worst: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
     """Of equal experts three are recorded: every instant, by the names of the experts, is as if all of them were."""
     spec, plan = resolve(MIXTRAL | {"num_local_experts": n_experts}, {}).spec, PLAN
-    update = optimizer("adamw", "foreach", 0.0, (2, 13))
+    update = optimizer(plan, (2, 13))
     few = [
         training(spec, plan, ["flash"], update, KERNELS, worst=worst),
         inference(spec, plan, ["flash"], KERNELS, worst=worst),
@@ -169,7 +169,7 @@ def test_experts_run_downwards_in_a_backward_pass(monkeypatch: pytest.MonkeyPatc
     """Blocks of a megabyte and more, where it matters to what the allocator holds which is freed first."""
     config = MIXTRAL | {"num_local_experts": 17, "hidden_size": 256, "intermediate_size": 1000}
     spec, plan = resolve(config | {"max_position_embeddings": 400}, {}).spec, Plan(batch=3, seq=400, attention="flash")
-    update = optimizer("adamw", "foreach", 0.0, (2, 13))
+    update = optimizer(plan, (2, 13))
     few = training(spec, plan, ["flash"], update, None)
     monkeypatch.setattr(experts, "turns", lambda what, loads: (Turn(what, range(n, n + 1)) for n in range(len(loads))))
     every = training(spec, plan, ["flash"], update, None)
