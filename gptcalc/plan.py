@@ -10,7 +10,7 @@ OptimizerImpl = Literal["foreach", "fused", "for-loop"]
 #: What a user may ask for; `auto` is what torch picks.
 AttentionChoice = Literal["auto", "flash", "cudnn", "efficient", "math", "eager"]
 #: What of a training step is computed again in its backward pass.
-Checkpointing = Literal["none", "full"]
+Checkpointing = Literal["none", "full", "selective"]
 Logits = Literal["last", "all"]
 #: Whose code runs.
 Implementation = Literal["reference", "transformers"]
@@ -21,7 +21,7 @@ class Plan(Record):
 
     `precision` is the dtype of weights and activations, `kv_dtype` that of the KV cache. In inference `seq` counts
     prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache. With
-    `checkpointing` `full` each block runs again in the backward pass.
+    `checkpointing` each block (`full`), or the core of its attention (`selective`), runs again in the backward pass.
     """
 
     batch: Size = 1

@@ -19,7 +19,7 @@ from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape.record import CHECKPOINT, Buffered, Home, Recorder
 from gptcalc.tape.replay import Group
-from gptcalc.tape.rows import Checkpoint, Op, Rows, Setting, Tensor, cut, leave, ops_of, result
+from gptcalc.tape.rows import Checkpoint, Op, Rows, Setting, Tensor, cut, leave, ops_of, result, under
 
 #: Layers of a group that are recorded.
 RECORDED = 3
@@ -86,6 +86,7 @@ def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = F
         cached=Dim("T", plan.seq) if cached else None,
         kv_dtype=plan.kv_dtype,
         worst_routing=worst,
+        again=training and plan.checkpointing == "selective",
     )
 
 
@@ -180,12 +181,7 @@ def recomputed(stretches: Sequence[Stretch], at: Setting, shared: Sequence[Tenso
         if stretch.layer is None:
             found.append(stretch)
             continue
-        made = {access.tensor for op in stretch.rows for access in op.writes}
-        read = dict.fromkeys(access.tensor for op in stretch.rows for access in op.reads)
-        given = (tensor for tensor in read if not tensor.owner.name and tensor.owner not in made)
-        held = tuple(tensor for tensor in given if tensor.owner != at.x)
-        checkpoint = Checkpoint("block", (at.x,), held, ends)
-        found.append(stretch._replace(rows=tuple(op._replace(checkpoint=checkpoint) for op in stretch.rows)))
+        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", (at.x,), ends=ends))))
         ends = ()
     return found
 
@@ -212,7 +208,7 @@ def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[lis
         kept.append([])
         for checkpoint, rows in groupby(stretch.rows, lambda op: op.checkpoint if at.training else None):
             if checkpoint is not None:
-                record.keep(checkpoint.keeps, CHECKPOINT)
+                record.keep(checkpoint.keeps, f"{CHECKPOINT} {checkpoint.name}")
                 record.hold_all(checkpoint.holds)
             kept[-1] += [op for op in rows if record.run(op, training=at.training, keeps=checkpoint is None)]
     return kept

@@ -31,6 +31,10 @@ CHECKPOINTING_NOTES = {
         "each block runs again in the backward pass, all but what follows the last value that its gradients need: that"
         " costs about one more forward pass, a third of a step's work"
     ),
+    "selective": (
+        "of attention query, key and value are kept; what is made of them, up to the weighted values, runs again in the"
+        " backward pass (Korthikanti et al. 2022, §4.2); linear attention, which has nothing of T×T, runs once"
+    ),
 }
 _SOURCES = {
     "weights": "the inventory of the model",
@@ -63,8 +67,8 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
     source = _SOURCES.get(kind, _DERIVATIVES)
     if slot.op == "aten::_fused_rms_norm":
         source = f"{_DERIVATIVES}; source-derived: no GPU has confirmed what the fused kernel keeps"
-    if CHECKPOINT in slot.keepers:
-        return "kept so that the block can be computed again from it", CHECKPOINT_SOURCE
+    if again := [keeper.removeprefix(CHECKPOINT).strip() for keeper in slot.keepers if keeper.startswith(CHECKPOINT)]:
+        return f"kept so that the {again[0]} can be computed again from it", CHECKPOINT_SOURCE
     if slot.keepers:
         return f"kept for the backward pass of {_names(slot.keepers)}", source
     if slot.again:
@@ -99,6 +103,11 @@ def mode_notes(spec: Spec, backends: Sequence[str], checkpointing: str = "none")
         return tuple(notes)
     if checkpointing != "none":
         notes.append(CHECKPOINTING_NOTES[checkpointing])
+    if checkpointing == "selective" and not {"eager", "math"} & set(backends):
+        notes.append(
+            "a fused kernel keeps nothing of T×T: here selective checkpointing saves but its output and log-sum-exp, and"
+            " costs the kernel's time once more"
+        )
     if "cudnn" in backends:
         notes.append(
             "attention runs in cuDNN, whose workspace only cuDNN knows: it is not in these numbers"

@@ -163,7 +163,7 @@ class MultiHeadAttention(Itemised):
             cache.write(key, value, shared.start)
             if shared.start:
                 key, value = cache.read(shared.start + x.shape[1], query)
-        joined = ops.attention(
+        joined = shared.core(ops.attention)(
             query,
             key,
             value,

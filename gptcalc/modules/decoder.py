@@ -19,7 +19,7 @@ from gptcalc.modules.passing import KVCache, Pass
 from gptcalc.spec import Spec
 
 #: What may be computed again in the backward pass.
-CHECKPOINTING = ("none", "full")
+CHECKPOINTING = ("none", "full", "selective")
 
 
 def build(spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing: str = "none") -> Decoder:
@@ -27,7 +27,8 @@ def build(spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing:
 
     Names and shapes are those of the transformers class, so that its state dict loads strictly. `attention` is the
     backend that every layer uses (see `ops.attention`), or those of the groups of layers, one for each. With
-    `checkpointing` each block (`full`) is computed again in the backward pass of training, instead of kept.
+    `checkpointing` each block (`full`), or of its attention what is made of query, key and value (`selective`), is
+    computed again in the backward pass of training, instead of kept.
     """
     return Decoder(spec, attention=attention, checkpointing=checkpointing)
 
@@ -159,7 +160,7 @@ class Trunk(GPTEmbedding):
         _check_cache(x, cache, start)
         shared = Pass(start)
         for layer, block in enumerate(self.list_of_layers):
-            own = shared.of_layer(self.attention[layer])
+            own = shared.of_layer(self.attention[layer], again=self.training and self.checkpointing == "selective")
             if self.training and self.checkpointing == "full":
                 x = checkpoint(block, x, own, use_reentrant=False)
             else:

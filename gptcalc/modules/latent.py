@@ -64,7 +64,7 @@ class LatentAttention(Itemised):
         angles = shared.once(self.rotary, partial(self.rotary.angles, x, shared.start))
         query = self._query(x, angles)
         keys, values = self._expand(*self._latent(x, angles, shared, cache))
-        joined = ops.attention(
+        joined = shared.core(ops.attention)(
             query.transpose(1, 2),
             keys.transpose(1, 2),
             values.transpose(1, 2),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gptcalc.modules.checks import InputValueError
 
@@ -83,16 +85,20 @@ class Pass:
     Angles and masks are made once, where the first layer asks for them.
     """
 
-    def __init__(self, start: int = 0, attention: str = "auto") -> None:
-        """Nothing is made yet."""
-        self.start, self.attention = start, attention
+    def __init__(self, start: int = 0, attention: str = "auto", *, again: bool = False) -> None:
+        """Nothing is made yet; the core of attention may run `again` in the backward pass, instead of being kept."""
+        self.start, self.attention, self.again = start, attention, again
         self._made: dict[Hashable, Any] = {}
 
-    def of_layer(self, attention: str) -> Pass:
+    def of_layer(self, attention: str, *, again: bool) -> Pass:
         """The same pass as a layer sees it that has its own `attention`: it may run again when others have run."""
-        own = Pass(self.start, attention)
+        own = Pass(self.start, attention, again=again)
         own._made = self._made
         return own
+
+    def core(self, function: Callable[..., Made]) -> Callable[..., Made]:
+        """The core of an attention, which keeps what it is called with, and the rest only where it runs but once."""
+        return partial(checkpoint, function, use_reentrant=False) if self.again else function
 
     def once(self, what: Hashable, make: Callable[[], Made]) -> Made:
         """`what`, made by the first layer that asks for it."""

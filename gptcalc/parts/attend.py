@@ -49,6 +49,15 @@ class Attends(Protocol):
 Attend = Callable[[Attends, Setting, Rows, Given], Tensor]
 
 
+def core(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
+    """The weighted values by `setting.attention`; what is made on the way may be made again in the backward pass."""
+    start = len(rows)
+    joined = BACKENDS[setting.attention](part, setting, rows, given)
+    if setting.again:
+        rows.again(start, "attention", given)
+    return joined
+
+
 def fused(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     """One kernel, by `setting.attention`: flash, cuDNN's, or the mem-efficient one. The output is (B, T, N, H)."""
     pads = _is_padded(setting, given.query)

@@ -134,7 +134,7 @@ class MultiHeadAttention(Weighted):
             rows.drop(cool)
         if setting.cached is not None:
             key, value = attend.read_cache(self, setting, rows, key, value)
-        joined = attend.BACKENDS[setting.attention](self, setting, rows, attend.Given(query, key, value))
+        joined = attend.core(self, setting, rows, attend.Given(query, key, value))
         flat = attend.side_by_side(rows, joined, query.dims)
         if gate is not None:
             flat = self._gated(rows, flat, joined, gate)

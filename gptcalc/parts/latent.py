@@ -92,7 +92,7 @@ class LatentAttention(Weighted):
         if setting.cached is not None:
             latent, key = attend.read_cache(self, setting, rows, latent, key)
         keys, values = self._expand(setting, rows, latent, key)
-        joined = attend.BACKENDS[setting.attention](self, setting, rows, attend.Given(query, keys, values))
+        joined = attend.core(self, setting, rows, attend.Given(query, keys, values))
         flat = attend.side_by_side(rows, joined, (*query.dims[:-1], values.dims[-1]))
         tape.project(setting, rows, "o_proj", flat, tape.made(x, "attention output"), bias=self.bias)
         rows.drop(*(() if flat is joined else (flat,)), query, keys, values, joined)

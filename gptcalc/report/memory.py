@@ -33,7 +33,11 @@ WORDS = (
 )
 PEAK = "what the op makes is there, and what it reads is not let go yet: at no other moment is so much alive"
 #: What runs again in the backward pass, as the heading has it.
-RECOMPUTED = {"none": "", "full": " · checkpointing full: each block runs again in the backward pass"}
+RECOMPUTED = {
+    "none": "",
+    "full": " · checkpointing full: each block runs again in the backward pass",
+    "selective": " · checkpointing selective: the core of attention runs again in the backward pass",
+}
 #: Kinds that the table groups as `count` does.
 SIZED_AS_WEIGHTS = ("weights", "gradients", "optimizer")
 

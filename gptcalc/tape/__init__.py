@@ -8,6 +8,7 @@ from gptcalc.tape.layout import is_dense as is_dense
 from gptcalc.tape.layout import joins as joins
 from gptcalc.tape.rows import ROWS_PER_SM as ROWS_PER_SM
 from gptcalc.tape.rows import Access as Access
+from gptcalc.tape.rows import Checkpoint as Checkpoint
 from gptcalc.tape.rows import Chip as Chip
 from gptcalc.tape.rows import Op as Op
 from gptcalc.tape.rows import Rows as Rows
@@ -69,6 +70,7 @@ from gptcalc.tape.rows import total as total
 from gptcalc.tape.rows import turned as turned
 from gptcalc.tape.rows import turns as turns
 from gptcalc.tape.rows import unbind as unbind
+from gptcalc.tape.rows import under as under
 from gptcalc.tape.rows import view as view
 from gptcalc.tape.rows import whole as whole
 from gptcalc.tape.traffic import Traffic as Traffic

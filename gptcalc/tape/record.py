@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 from gptcalc.tape.backward import differentiable, gradient, gradients
 from gptcalc.tape.rows import Checkpoint, Op, Tensor, Turn
 
-#: For whom a value is kept that rows are run again with.
-CHECKPOINT = "checkpoint"
+#: For whom a value is kept that rows are run again with; what they are follows.
+CHECKPOINT = "checkpoint of the"
 #: Global, or the number of a layer.
 Home = int | None
 

@@ -156,10 +156,10 @@ class Setting(NamedTuple):
     """What a tape speaks of: M rows of T tokens a sequence, width D, tables V and C, and the U rows that IDs name.
 
     Without a `chip`, all that is read again is counted as if it came from memory: an upper bound. Memory needs more:
-    the `batch` (B), the path of the module (`where`), whether it is `training`, the kernel of `attention`, whether the
-    layer is the `first` one of the pass (what others have made for it is `shared`), and in a decode step how many
-    tokens are `cached`, in which dtype. With `worst_routing` the tokens of a mixture all go to the same experts, else
-    to all experts evenly.
+    the `batch` (B), the path of the module (`where`), whether it is `training`, the kernel of `attention`, whether its
+    core runs `again` in the backward pass, whether the layer is the `first` one of the pass (what others have made for
+    it is `shared`), and in a decode step how many tokens are `cached`, in which dtype. With `worst_routing` the tokens
+    of a mixture all go to the same experts, else to all experts evenly.
     """
 
     rows: Dim
@@ -174,6 +174,7 @@ class Setting(NamedTuple):
     where: str = ""
     training: bool = False
     attention: str = ""
+    again: bool = False
     first: bool = True
     worst_routing: bool = False
     cached: Dim | None = None
@@ -255,6 +256,25 @@ class Rows(list[Op]):
     def drop(self, *values: Tensor) -> None:
         """The last Python references to `values` end here, after the last row."""
         self[-1] = self[-1]._replace(drops=(*self[-1].drops, *values))
+
+    def again(self, start: int, name: str, keeps: Iterable[Tensor]) -> None:
+        """The rows from number `start` on will run again in the backward pass; what all layers share is there before.
+
+        They keep what they are called with, and hold what else they read.
+        """
+        start += next(number for number, op in enumerate(self[start:]) if not op.shared)
+        self[start:] = under(self[start:], Checkpoint(name, tuple(keeps)))
+
+
+def under(rows: Iterable[Op], checkpoint: Checkpoint) -> tuple[Op, ...]:
+    """The rows under a checkpoint, which holds what of other rows they read beside what it keeps."""
+    found = tuple(rows)
+    made = {access.tensor for op in found for access in op.writes}
+    kept = {tensor.owner for tensor in checkpoint.keeps}
+    read = dict.fromkeys(access.tensor for op in found for access in op.reads)
+    given = (tensor for tensor in read if not tensor.owner.name and tensor.owner not in made | kept)
+    checkpoint = checkpoint._replace(holds=(*checkpoint.holds, *given))
+    return tuple(op._replace(checkpoint=checkpoint) for op in found)
 
 
 # --- Rows: one function for each kind of op --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from decoders import decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import FAMILIES, OPTIMIZERS, kept, of_tape, of_trace, tape_training, toy_plans
@@ -16,6 +17,7 @@ from gptcalc.plan import Plan
 from gptcalc.tape.replay import replay
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
 from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 from gptcalc.witness.saved_tensors import saved  # noqa: E402
@@ -27,6 +29,25 @@ if TYPE_CHECKING:
 
 #: A step of it allocates nothing in the optimizer.
 PLAN = Plan(batch=3, seq=13, attention="eager", optimizer="sgd", optimizer_impl="fused", checkpointing="full")
+#: Kinds of attention with masks, angles or states of their own, with a kernel that runs with them.
+RARE = [
+    ("gemma2", "eager"),
+    ("gemma3_text", "math"),
+    ("deepseek_v3", "math"),
+    ("deepseek_v3", "eager"),
+    ("qwen3_next", "eager"),
+    ("gpt_oss", "eager"),
+    ("bloom", "math"),
+    ("gpt2", "efficient"),
+]
+
+
+def toy(model_type: str) -> Spec:
+    """A small model of a class of transformers, with plain angles."""
+    config = {**decoder(model_type).config, "model_type": model_type}
+    if getattr(resolve(config, {}).family, "rope_scaling", None):
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0}
+    return resolve(config, {}).spec
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,13 +60,15 @@ def _frozen() -> Iterator[None]:
     gc.unfreeze()
 
 
-def check(spec: Spec, plan: Plan, n_steps: int = 1) -> None:
+def check(spec: Spec, plan: Plan, n_steps: int = 1, *, folds: bool = True) -> None:
     """The same events, phase by phase; folded or not, the same figures; and what autograd keeps of the forward pass."""
     trace = tracing.trace_training(spec, plan, n_steps)
     for (name, ours), (_, theirs) in zip(
         of_tape(tape_training(spec, plan, n_steps=n_steps)), of_trace(trace), strict=True
     ):
         assert ours == theirs, name
+    if not folds:
+        return
     folded = [peak for peak, _ in replay(tape_training(spec, plan, n_steps=n_steps, recorded=3), expandable=False)]
     assert folded == [peak.figures for peak in tracing.replay(trace)]
     witnessed = Counter(f"{row.dtype.removeprefix('u')} {row.bytes}" for row in saved(spec, plan) if row.bytes)
@@ -53,18 +76,44 @@ def check(spec: Spec, plan: Plan, n_steps: int = 1) -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
-def test_a_step_whose_blocks_run_again_is_what_torch_runs(drawn: tuple[Spec, Plan], update: dict[str, object]) -> None:
+@given(
+    drawn=toy_plans(checkpointing=st.sampled_from(["full", "selective"])),
+    update=st.sampled_from(OPTIMIZERS),
+)
+def test_a_step_that_runs_again_in_part_is_what_torch_runs(drawn: tuple[Spec, Plan], update: dict[str, object]) -> None:
     """Two steps of a drawn model, with any kernel, dropouts and optimizer."""
     spec, plan = drawn
-    check(spec, plan.model_copy(update=update | {"checkpointing": "full"}), 2)
+    check(spec, plan.model_copy(update=update), 2)
 
 
 @pytest.mark.parametrize("attention", ["eager", "math", "flash"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_of_every_kind_run_again(family: str, attention: str) -> None:
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+def test_blocks_of_every_kind_run_again(checkpointing: str, family: str, attention: str) -> None:
     """Norms before and after, gates, mixtures, grouped and single keys: all but the rows after the last kept value."""
-    check(resolve(FAMILIES[family], {"n_layers": 5}).spec, PLAN.model_copy(update={"attention": attention}))
+    plan = PLAN.model_copy(update={"attention": attention, "checkpointing": checkpointing})
+    check(resolve(FAMILIES[family], {"n_layers": 5}).spec, plan)
+
+
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+@pytest.mark.parametrize(("model_type", "attention"), RARE)
+def test_rarer_attention_runs_again(checkpointing: str, model_type: str, attention: str) -> None:
+    """Windows and soft caps by turns, latent vectors, linear attention, sinks, chunks: masks and angles are held."""
+    plan = PLAN.model_copy(update={"attention": attention, "checkpointing": checkpointing, "batch": 2})
+    check(toy(model_type), plan, folds=False)
+
+
+def test_attention_that_runs_again_keeps_what_it_is_called_with() -> None:
+    """Of eager attention nothing of T×T is kept, and of query, key and value what was projected, not the copies."""
+    spec = resolve(FAMILIES["gpt2"], {}).spec
+    plain, again = (
+        kept(tape_training(spec, PLAN.model_copy(update={"checkpointing": name}), n_steps=1))
+        for name in ("none", "selective")
+    )
+    square = 3 * 5 * 13 * 13
+
+    assert plain - again == Counter({f"bool {square}": 2, f"bfloat16 {2 * square}": 4, "bfloat16 3120": 6})
+    assert again - plain == Counter({"bfloat16 9360": 2})
 
 
 def test_a_block_under_a_checkpoint_keeps_its_input_alone() -> None:
