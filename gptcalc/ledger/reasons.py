@@ -105,7 +105,7 @@ def mode_notes(spec: Spec, backends: Sequence[str], checkpointing: str = "none")
         notes.append(CHECKPOINTING_NOTES[checkpointing])
     if checkpointing == "selective" and not {"eager", "math"} & set(backends):
         notes.append(
-            "a fused kernel keeps nothing of T×T: here selective checkpointing saves but its output and log-sum-exp, and"
+            "a fused kernel keeps nothing of T×T: here selective checkpointing saves but output and log-sum-exp, and"
             " costs the kernel's time once more"
         )
     if "cudnn" in backends:
