@@ -17,13 +17,16 @@ from gptcalc.tape.rows import Op, Setting, Tape, Tensor
 #: The release of transformers that was read.
 READ = "5.23"
 #: The module for each family (transformers' `model_type`).
-MODULES = {"gpt2": "gpt2"}
+MODULES = {"gpt2": "gpt2", "llama": "llama", "qwen3": "llama", "mistral": "llama", "gemma2": "llama"}
 #: What the heading says of each module beside the release.
 REMARKS = {"gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32 logits"}
 
 
 class Code(Protocol):
     """What an implementation says of its passes."""
+
+    def buffers(self, spec: Spec) -> tuple[Tensor, ...]:
+        """What the class holds beside its weights, in its order."""
 
     def input_rows(self, spec: Spec, at: Setting) -> Tape:
         """Token IDs to the first layer's input; what lives on until the last layer is made by `shared` ops."""

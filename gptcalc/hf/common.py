@@ -40,8 +40,36 @@ def unpacked(rows: Rows, at: Setting, positions: Tensor) -> None:
     rows.drop(single, none, first, steps, numbers)
 
 
-def causal_mask(rows: Rows, at: Setting) -> None:
+def causal_mask(rows: Rows, at: Setting, window: int | None = None) -> None:
     """What eager attention adds to the scores of every layer: `eager_mask` of `sdpa_mask`, for each sequence one."""
+    seen = _seen(rows, at, window)
+    zero = rows(_fresh("zeros", "0", at.dtype))
+    least = rows(_fresh("scalar_tensor", "least number", at.dtype))
+    rows(tape.whole("aten::where", (seen, zero, least), mask_of(at, window)))
+    rows[-1] = rows[-1]._replace(shared=True)
+    rows.drop(seen, zero, least)
+
+
+def window_mask(rows: Rows, at: Setting, window: int) -> None:
+    """Who is seen within a window, a bit each: `sdpa_mask`, where the window hides anything, or would the next one."""
+    if at.seq.size >= window:
+        _seen(rows, at, window)
+        rows[-1] = rows[-1]._replace(shared=True)
+
+
+def mask_of(at: Setting, window: int | None = None) -> Tensor:
+    """The mask that eager attention adds: (B, 1, T, T)."""
+    label = "causal mask" if window is None else f"mask of a window of {window}"
+    return Tensor(label, (*at.tokens[:1], _ONE, at.seq, at.seq), at.dtype)
+
+
+def sight_of(at: Setting, window: int | None = None) -> Tensor:
+    """Who is seen: (T, T), a bit each, spread over the sequences."""
+    return Tensor(f"who is seen{'' if window is None else f' of a window of {window}'}", (at.seq, at.seq), "bool")
+
+
+def _seen(rows: Rows, at: Setting, window: int | None) -> Tensor:
+    """Who is not later and, where there is a window, not too far back: `and_masks` joins both to a true."""
     batch, seq = at.tokens
     axes = [
         rows(_fresh("arange", f"{label} of the mask", "int64", dim)) for label, dim in (("rows", batch), ("1", _ONE))
@@ -52,18 +80,21 @@ def causal_mask(rows: Rows, at: Setting) -> None:
             rows(tape.whole("aten::add", (count,), tape.made(count, f"{label} of the mask, from the first on")))
         )
         rows.drop(count)
-    seen = rows(tape.whole("aten::le", axes[2:], Tensor("who is seen", (seq, seq), "bool")))
-    rows.drop(*axes)
-    zero = rows(_fresh("zeros", "0", at.dtype))
-    least = rows(_fresh("scalar_tensor", "least number", at.dtype))
-    rows(tape.whole("aten::where", (seen, zero, least), mask_of(at)))
-    rows[-1] = rows[-1]._replace(shared=True)
-    rows.drop(seen, zero, least)
-
-
-def mask_of(at: Setting) -> Tensor:
-    """The mask that eager attention adds: (B, 1, T, T)."""
-    return Tensor("causal mask", (*at.tokens[:1], _ONE, at.seq, at.seq), at.dtype)
+    out = sight_of(at, window)
+    if window is None:
+        seen = rows(tape.whole("aten::le", axes[2:], out))
+        rows.drop(*axes)
+        return seen
+    true = rows(_fresh("new_ones", "true", "bool"))
+    first = rows(tape.whole("aten::sub", axes[2:3], tape.made(axes[2], "first in sight")))
+    near = rows(tape.whole("aten::gt", (axes[3], first), tape.made(out, "who is near")))
+    rows.drop(first)
+    both = rows(tape.whole("aten::bitwise_and", (true, near), tape.made(out, "who is near, and true")))
+    rows.drop(near, true)
+    past = rows(tape.whole("aten::le", axes[2:], tape.made(out, "who is not later")))
+    seen = rows(tape.whole("aten::bitwise_and", (both, past), out))
+    rows.drop(past, both, *axes)
+    return seen
 
 
 def _fresh(name: str, label: str, dtype: str, *dims: Dim) -> tape.Op:

@@ -17,6 +17,11 @@ from gptcalc.spec import AnyPart, Spec
 from gptcalc.tape import Op, Rows, Setting, Tape, Tensor
 
 
+def buffers(spec: Spec) -> tuple[Tensor, ...]:  # noqa: ARG001  every class's signature
+    """None."""
+    return ()
+
+
 def input_rows(spec: Spec, at: Setting) -> Tape:
     """Token rows and position rows, which live until the trunk returns, their sum, the mask, dropout."""
     rows = Rows(at.within(spec.trunk))

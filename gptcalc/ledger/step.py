@@ -60,7 +60,7 @@ def training(  # noqa: PLR0913  what a step depends on
     parameters = _build(record, spec, plan, among)
     own = code(spec, plan)
     targets = at.ids if own is not None else at.ids._replace(label="targets")  # transformers' loss shifts labels itself
-    for tensor in dict.fromkeys((at.ids, targets)):
+    for tensor in (*(() if own is None else own.buffers(spec)), *dict.fromkeys((at.ids, targets))):
         record.given(tensor, "inputs")
     stretches: list[Stretch] = []
     if not spec.unknown_ops:

@@ -60,6 +60,11 @@ def core(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
 
 def fused(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     """One kernel, by `setting.attention`: flash, cuDNN's, or the mem-efficient one. The output is (B, T, N, H)."""
+    return by_kernel(part, setting, rows, given, _shared_mask(part, setting, rows))
+
+
+def by_kernel(part: Attends, setting: Setting, rows: Rows, given: Given, mask: Tensor | None) -> Tensor:
+    """One kernel that is given a mask, or knows itself what is causal. The output is (B, T, N, H)."""
     pads = _is_padded(setting, given.query)
     query, key, value = _padded(rows, given) if pads else given
     batch, heads, seq, _ = tape.heads_first(query)
@@ -71,7 +76,6 @@ def fused(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     if setting.attention != "flash":
         seeds = (Tensor("dropout state", (), "int64"), Tensor("dropout offset", (), "int64"))
     lse = Tensor("log-sum-exp of the scores", axes, "fp32")
-    mask = _shared_mask(part, setting, rows)
     given_mask = () if mask is None else (mask,)
     op = tape.attention(setting.attention, query, key, value, "weighted values", lse, seeds, given_mask)
     out = rows(op._replace(drops_out=setting.training and part.dropout > 0))
@@ -108,7 +112,7 @@ def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     """
     mask = _shared_mask(part, setting, rows)
     query, key, value = _in_memory_order(part, setting, given)
-    keys, values = _for_all_heads(rows, query, key, value)
+    keys, values = for_all_heads(rows, query, key, value)
     product = matmul(rows, query, keys, scores_of(query, key))
     scores = rows(tape.scale(product, "scaled scores"))
     rows.drop(product)
@@ -137,13 +141,19 @@ def math(part: Attends, setting: Setting, rows: Rows, given: Given, *, causal: b
     √scale goes to query and key each, every layer makes a mask, and the weights are cast back though nobody reads them
     [attention.cpp, _scaled_dot_product_attention_math].
     """
-    shared = _shared_mask(part, setting, rows)
+    return by_math(part, setting, rows, given, _shared_mask(part, setting, rows), causal=causal)
+
+
+def by_math(  # noqa: PLR0913  what it is given
+    part: Attends, setting: Setting, rows: Rows, given: Given, shared: Tensor | None, *, causal: bool
+) -> Tensor:
+    """The same with a mask that layers share, or else one of its own, where it is `causal`."""
     wide, dtype = _in_memory_order(part, setting, given), given.query.dtype
     if is_half := dtype != "fp32":
         wide = Given(*[rows(tape.cast(x, "fp32", f"{x.label} in fp32")) for x in wide])
     query = rows(tape.scale(wide.query, "scaled query"))
     mask = _own_mask(setting, rows) if causal and setting.cached is None and shared is None else shared
-    keys, values = _for_all_heads(rows, *wide)
+    keys, values = for_all_heads(rows, *wide)
     scaled_keys = rows(tape.scale(keys, "scaled key"))
     scores = matmul(rows, query, scaled_keys, scores_of(query, wide.key))
     rows.drop(scaled_keys)
@@ -285,7 +295,7 @@ def _own_mask(setting: Setting, rows: Rows) -> Tensor:
     return mask
 
 
-def _for_all_heads(rows: Rows, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def for_all_heads(rows: Rows, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values (B, N, S, H): each head's repeated for the queries that share it."""
     n_heads, (batch, shared, seq, size) = tape.heads_first(query)[1], tape.heads_first(key)
     if shared.size == n_heads.size:

@@ -45,6 +45,7 @@ from gptcalc.tape.rows import linear as linear
 from gptcalc.tape.rows import log_softmax as log_softmax
 from gptcalc.tape.rows import made as made
 from gptcalc.tape.rows import masked_fill as masked_fill
+from gptcalc.tape.rows import mean as mean
 from gptcalc.tape.rows import multiply as multiply
 from gptcalc.tape.rows import nll_loss as nll_loss
 from gptcalc.tape.rows import ops_of as ops_of
@@ -55,6 +56,7 @@ from gptcalc.tape.rows import project as project
 from gptcalc.tape.rows import repeat as repeat
 from gptcalc.tape.rows import result as result
 from gptcalc.tape.rows import rms_norm as rms_norm
+from gptcalc.tape.rows import rsqrt as rsqrt
 from gptcalc.tape.rows import safe_softmax as safe_softmax
 from gptcalc.tape.rows import scale as scale
 from gptcalc.tape.rows import scan as scan

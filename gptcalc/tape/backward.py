@@ -309,6 +309,24 @@ def _spread_backward(op: Op, dys: Incoming) -> Found:
     return Found((), {x: gradient(x)._replace(base=dys[op.output])})
 
 
+def _mean_backward(op: Op, dys: Incoming) -> Found:
+    """Each element's share of the gradient, in the shape of x."""
+    x = op.reads[0].tensor
+    return Found((whole("aten::div", (dys[op.output],), gradient(x)),), {x: gradient(x)})
+
+
+def _rsqrt_backward(op: Op, dys: Incoming) -> Found:
+    """Dy · (−½ · output³), op by op (`rsqrt_backward`)."""
+    x, dy = op.reads[0].tensor, dys[op.output]
+    cubed, halved = (made(op.output, f"{op.output.label}, {what}") for what in ("cubed", "cubed and halved"))
+    rows = (
+        whole("aten::pow", (op.output,), cubed),
+        whole("aten::mul", (cubed,), halved),
+        whole("aten::mul", (dy, halved), gradient(x))._replace(drops=(cubed, halved)),
+    )
+    return Found(rows, {x: gradient(x)})
+
+
 def _topk_backward(op: Op, dys: Incoming) -> Found:
     """Zeros, into which the gradients of the chosen are written."""
     x, places = op.reads[0].tensor, op.saves[0]
@@ -481,6 +499,8 @@ _RULES: dict[str, Rule] = {
     "aten::view": _spread_backward,
     "aten::sum": _spread_backward,
     "aten::_softmax": _kept_output_backward,
+    "aten::mean": _mean_backward,
+    "aten::rsqrt": _rsqrt_backward,
     "aten::div": _divide_backward,
     "aten::topk": _topk_backward,
     "aten::gather": _gather_backward,

@@ -15,10 +15,13 @@ def joins(x: Tensor, *axes: Dim) -> bool:
     """Whether `axes`, the outermost first, can be read as one, by one stride [TensorUtils.cpp, computeStride].
 
     Of values that lie as (B, T, N, H), B and T join; B and N do not: from the last head of a sequence to the first of
-    the next one is farther than from head to head. Axes of one element are in nobody's way.
+    the next one is farther than from head to head. Axes of one element are in nobody's way. Of a value that is spread
+    over an axis, none join.
     """
-    strides = _strides(x)
     long = [axis for axis in axes if axis.size > 1]
+    if x.bytes > x.owner.bytes:
+        return len(long) < 2
+    strides = _strides(x)
     return all(strides[outer] == strides[inner] * inner.size for outer, inner in pairwise(long))
 
 

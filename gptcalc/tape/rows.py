@@ -503,6 +503,17 @@ def total(x: Tensor, label: str) -> Op:
     return whole("aten::sum", (x,), Tensor(label, x.dims[:-1], x.dtype))
 
 
+def mean(x: Tensor, label: str) -> Op:
+    """The mean over the last axis, which is left with one element."""
+    return whole("aten::mean", (x,), made(x, label, *x.dims[:-1], Dim("1", 1)))
+
+
+def rsqrt(x: Tensor, label: str) -> Op:
+    """1/√x; the output is kept."""
+    op = whole("aten::rsqrt", (x,), made(x, label))
+    return op._replace(saves=(op.output,))
+
+
 def divide(x: Tensor, other: Tensor, label: str) -> Op:
     """The quotient, of x's shape; both are kept."""
     return whole("aten::div", (x, other), made(x, label))._replace(saves=(other, x))
