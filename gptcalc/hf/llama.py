@@ -21,7 +21,6 @@ from gptcalc.spec import AnyPart, Spec
 from gptcalc.tape import Op, Rows, Setting, Tape, Tensor
 from gptcalc.units import ceil_div
 
-
 # --- The input stage -------------------------------------------------------------------------------------------------
 
 
