@@ -19,14 +19,20 @@ READ = "5.23"
 #: The module for each family (transformers' `model_type`).
 MODULES = {"gpt2": "gpt2", "llama": "llama", "qwen3": "llama", "mistral": "llama", "gemma2": "llama"}
 #: What the heading says of each module beside the release.
-REMARKS = {"gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32 logits"}
+REMARKS = {
+    "gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32 logits",
+    "llama": "eager and sdpa attention, norms and rotations in Python, a loss of fp32 logits",
+}
 
 
 class Code(Protocol):
     """What an implementation says of its passes."""
 
-    def buffers(self, spec: Spec) -> tuple[Tensor, ...]:
+    def buffers(self, spec: Spec, at: Setting) -> tuple[Tensor, ...]:
         """What the class holds beside its weights, in its order."""
+
+    def rank(self, name: str) -> int:
+        """Of a layer's weights those of the lowest rank are made first; within a rank they come as in the inventory."""
 
     def input_rows(self, spec: Spec, at: Setting) -> Tape:
         """Token IDs to the first layer's input; what lives on until the last layer is made by `shared` ops."""

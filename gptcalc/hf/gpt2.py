@@ -17,9 +17,14 @@ from gptcalc.spec import AnyPart, Spec
 from gptcalc.tape import Op, Rows, Setting, Tape, Tensor
 
 
-def buffers(spec: Spec) -> tuple[Tensor, ...]:  # noqa: ARG001  every class's signature
+def buffers(spec: Spec, at: Setting) -> tuple[Tensor, ...]:  # noqa: ARG001  every class's signature
     """None."""
     return ()
+
+
+def rank(name: str) -> int:  # noqa: ARG001
+    """As in the inventory."""
+    return 0
 
 
 def input_rows(spec: Spec, at: Setting) -> Tape:

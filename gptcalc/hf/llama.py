@@ -24,10 +24,17 @@ from gptcalc.units import ceil_div
 # --- The input stage -------------------------------------------------------------------------------------------------
 
 
-def buffers(spec: Spec) -> tuple[Tensor, ...]:
-    """The frequencies of the rotations, twice (`inv_freq`, `original_inv_freq`)."""
+def buffers(spec: Spec, at: Setting) -> tuple[Tensor, ...]:
+    """The frequencies of the rotations, twice (`inv_freq`, `original_inv_freq`); what token rows are scaled by."""
     half = Dim("H/2", _attention_of(spec.layers[0].block).d_head // 2)
-    return tuple(Tensor(label, (half,), "fp32") for label in ("frequencies", "original frequencies"))
+    frequencies = [Tensor(label, (half,), "fp32") for label in ("frequencies", "original frequencies")]
+    scaled = isinstance(spec.embedding, TokenEmbedding) and spec.embedding.scaled
+    return (*([Tensor("scale of token rows", (), at.dtype)] if scaled else []), *frequencies)
+
+
+def rank(name: str) -> int:
+    """A layer makes attention and MLP before its norms."""
+    return int(name.rpartition(".")[0].endswith("layernorm"))
 
 
 def input_rows(spec: Spec, at: Setting) -> Tape:
@@ -227,7 +234,9 @@ def _attention(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:
     return out
 
 
-def _vector(part: MultiHeadAttention, at: Setting, rows: Rows, name: str, out: Tensor, x: Tensor) -> Tensor:
+def _vector(  # noqa: PLR0913, PLR0917  what a projection is
+    part: MultiHeadAttention, at: Setting, rows: Rows, name: str, out: Tensor, x: Tensor
+) -> Tensor:
     """Query, key or value (B, T, heads, H): what the projection `name` makes of x, seen by head.
 
     The rotation gives query and key a gradient by head, which is copied, and so does a sum over the heads that share a
@@ -393,7 +402,12 @@ def _mlp(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:
 
 
 def head_rows(
-    spec: Spec, at: Setting, targets: Tensor | None, shared: Sequence[Tensor], *, last: bool
+    spec: Spec,
+    at: Setting,
+    targets: Tensor | None,
+    shared: Sequence[Tensor],
+    *,
+    last: bool,  # noqa: ARG001  inference is not modelled
 ) -> tuple[Op, ...]:
     """Final norm, unembedding, loss."""
     rows, inside = Rows(at), at.within(spec.trunk)

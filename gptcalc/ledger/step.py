@@ -60,7 +60,7 @@ def training(  # noqa: PLR0913  what a step depends on
     parameters = _build(record, spec, plan, among)
     own = code(spec, plan)
     targets = at.ids if own is not None else at.ids._replace(label="targets")  # transformers' loss shifts labels itself
-    for tensor in (*(() if own is None else own.buffers(spec)), *dict.fromkeys((at.ids, targets))):
+    for tensor in (*(() if own is None else own.buffers(spec, at)), *dict.fromkeys((at.ids, targets))):
         record.given(tensor, "inputs")
     stretches: list[Stretch] = []
     if not spec.unknown_ops:
@@ -158,7 +158,7 @@ def _cache(spec: Spec, block: Part, plan: Plan) -> tuple[str, tuple[Tensor, ...]
 def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -> list[Parameter]:
     """Allocate the weights in the order in which the module makes them."""
     record.stage("build")
-    parameters: list[Parameter] = []
+    made, parameters = code(spec, plan), list[Parameter]()
 
     def allocate(row: Weight, layer: Home, label: str) -> None:
         record.segment(label, layer)
@@ -177,7 +177,7 @@ def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -
             own.setdefault(starts.index(row.layers.start), []).append(row)
     for group in among:
         for layer, place in group.kinds:
-            for row in own.get(place, ()):
+            for row in sorted(own.get(place, ()), key=lambda row: made.rank(row.name) if made else 0):
                 allocate(row, layer, "layer")
     for row in (row for row in rows[n_before:] if row.layers is None):
         allocate(row, None, "head")

@@ -22,6 +22,9 @@ from gptcalc.witness.meta import DTYPES, token_ids
 from gptcalc.witness.saved_tensors import Saved, watch
 from gptcalc.witness.trace import Loop, Recorder, Trace, recording, trace_steps
 
+#: Where rows of a mask lie apart by this, mem-efficient attention takes it as it is [sdp, preprocess_mask].
+MASK_ALIGNMENT = 8
+
 
 def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
     """As `witness.trace.trace_training`, with the class of transformers; its labels are the token IDs themselves."""
@@ -79,7 +82,9 @@ def as_on_cuda(attention: str) -> Iterator[None]:
     ) -> Tensor:
         if enable_gqa != (key.shape[1] < query.shape[1]):
             raise ValueError(f"enable_gqa is {enable_gqa} for {query.shape[1]} heads that share {key.shape[1]}")
-        how: dict[str, Any] = {"dropout_p": dropout_p, "causal": is_causal, "mask": attn_mask, "scale": scale}
+        numbers = None if attn_mask is None else _in_numbers(attn_mask, query)
+        mask = _aligned(numbers) if numbers is not None and attention == "efficient" else numbers
+        how: dict[str, Any] = {"dropout_p": dropout_p, "causal": is_causal, "mask": mask, "scale": scale}
         return ops.attention(query, key, value, backend=attention, **how)
 
     before = functional.dropout, functional.scaled_dot_product_attention
@@ -89,3 +94,15 @@ def as_on_cuda(attention: str) -> Iterator[None]:
             yield
     finally:
         functional.dropout, functional.scaled_dot_product_attention = before
+
+
+def _in_numbers(seen: Tensor, query: Tensor) -> Tensor:
+    """What `scaled_dot_product_attention` makes of a mask of bits [attention.cpp, convert_boolean_attn_mask]."""
+    none = torch.scalar_tensor(-torch.inf, dtype=query.dtype, device=query.device)
+    return torch.where(seen, 0.0, none)
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """The mask as mem-efficient attention takes it: a copy with longer rows, cut back (`pad_bias`)."""
+    missing = -mask.shape[-1] % MASK_ALIGNMENT
+    return functional.pad(mask, (0, missing))[..., : mask.shape[-1]] if missing else mask
