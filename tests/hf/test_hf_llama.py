@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import LLAMA, kept, tape_training
 
@@ -86,7 +86,7 @@ def toys(draw: st.DrawFn, family: str) -> tuple[dict[str, Any], Plan]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2"])
-@settings(max_examples=12, deadline=None, phases=[Phase.generate])
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_step_is_what_the_class_runs(family: str, data: st.DataObject) -> None:
     """Whatever its sizes, biases, ties, window, dropout, attention and precision."""
