@@ -97,11 +97,13 @@ def inventory(spec: Spec) -> tuple[Weight, ...]:
     trunk = f"{spec.trunk}."
     before = (spec.embedding, spec.embedding_projection, spec.embedding_norm, spec.positions)
     rows = [weight for part in before for weight in part_weights(part, spec, trunk)]
-    first = 0
+    first, prefix = 0, f"{trunk}{spec.layers_name}.{{}}."
+    listed: dict[int, tuple[Weight, ...]] = {}  # layers that take turns are few objects
     for group in spec.layers:
         layers = range(first, first + group.n_layers)
-        prefix = f"{trunk}{spec.layers_name}.{{}}."
-        rows += [weight._replace(layers=layers) for weight in part_weights(group.block, spec, prefix)]
+        if id(group.block) not in listed:
+            listed[id(group.block)] = tuple(part_weights(group.block, spec, prefix))
+        rows += [weight._replace(layers=layers) for weight in listed[id(group.block)]]
         first = layers.stop
     rows += part_weights(spec.final_norm, spec, trunk)
     rows += part_weights(spec.output_projection, spec, trunk)

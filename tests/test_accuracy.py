@@ -40,7 +40,7 @@ def test_the_pages_are_current(accuracy: Any, rows: list[Any], monkeypatch: pyte
 
 
 def test_what_was_measured_without_a_gpu_is_predicted_exactly(rows: list[Any]) -> None:
-    """Steps on fake CUDA tensors and traces by the byte; a paper that leaves statistics out to a part in 50,000."""
+    """Steps on fake CUDA tensors and traces by the byte; a paper's formula, which leaves statistics out, nearly."""
     off = [row for row in rows if not row.source.startswith("published") and not row.source.startswith("measured on")]
     assert off
     assert [row for row in off if row.predicted != row.truth] == []

@@ -370,7 +370,7 @@ class Family(Record):
                 f"n_layers: read {self.n_layers:,}; allowed where layers differ: at most {MOST_MIXED:,}"
             )
         runs = [(layer, sum(1 for _ in run)) for layer, run in groupby(layers)]
-        blocks = {layer: self.block(layer) for layer, _ in runs}
+        blocks = {layer: self.block(layer) for layer in dict.fromkeys(layer for layer, _ in runs)}
         return tuple(LayerGroup(n_layers=count, block=blocks[layer]) for layer, count in runs)
 
     def parts(self) -> Mapping[str, AnyPart | None]:

@@ -21,7 +21,7 @@ from gptcalc.catalog import Resolved, find_preset, preset_names, presets, resolv
 from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError, shown
 from gptcalc.families import model_types
 from gptcalc.ledger.cache import cache
-from gptcalc.ledger.parameters import Parameters, parameters
+from gptcalc.ledger.parameters import Parameters, parameters, stored
 from gptcalc.spec import MOST_LAYERS
 from gptcalc.units import ceil_div, format_count
 
@@ -68,7 +68,7 @@ class Shape(NamedTuple):
     """
 
     model: Resolved
-    parameters: Parameters
+    stored: int
     overrides: Mapping[str, object]
     off: Fraction
     rank: float
@@ -80,9 +80,9 @@ class Shape(NamedTuple):
         return {field: value for field in SHAPE if isinstance(value := found[field], int)}
 
     @property
-    def stored(self) -> int:
-        """The ledger's count."""
-        return self.parameters.totals.stored
+    def parameters(self) -> Parameters:
+        """The ledger's count, line by line."""
+        return parameters(self.model.spec)
 
     @property
     def aspect(self) -> Fraction:
@@ -266,22 +266,22 @@ class _Search:
         ratio = third if base == _stepped(third * of) else Fraction(base, of)
         return _stepped(ratio * d_model)
 
-    def _built(self, d_model: int, n_layers: int) -> tuple[Resolved, Parameters, dict[str, object]] | None:
-        """The shape as a model with its count; `None` where the family has no such model."""
+    def _built(self, d_model: int, n_layers: int) -> tuple[Resolved, int, dict[str, object]] | None:
+        """The shape as a model, and what it stores; `None` where the family has no such model."""
         shape = self.shape(d_model, n_layers)
         if shape is None or None in shape.values():
             return None
         try:
             model = resolve(self.wish.base, self.kept | shape)
-            return model, parameters(model.spec), shape
         except GptcalcError as error:
             self.failed = error
             return None
+        return model, stored(model.spec), shape
 
     def stored(self, d_model: int, n_layers: int) -> int | None:
         """What the ledger counts for a shape."""
         found = self.built(d_model, n_layers)
-        return found[1].totals.stored if found else None
+        return found[1] if found else None
 
     def shapes(self, usual: float, farthest: float | None) -> Iterator[Shape]:
         """For every width the better depth of those on both sides of the target; both where the width is given."""
@@ -313,12 +313,12 @@ class _Search:
         found = self.built(d_model, n_layers)
         if found is None:
             return None
-        model, count, shape = found
-        off = Fraction(count.totals.stored - self.wish.target, self.wish.target)
+        model, amount, shape = found
+        off = Fraction(amount - self.wish.target, self.wish.target)
         rank = abs(float(off / self.wish.tolerance)) + abs(log2(d_model / n_layers / usual))
         _, n_kv_heads, _ = model.family.heads
         awkward = (d_model % 128 > 0) + (model.family.heads[0] % 2) + (n_kv_heads % 2 and n_kv_heads > 1)
-        return Shape(model, count, shape, off, rank + AWKWARD * awkward if off else 0.0)
+        return Shape(model, amount, shape, off, rank + AWKWARD * awkward if off else 0.0)
 
     def _depths(self, d_model: int, usual: float, farthest: float | None) -> list[int]:
         pinned = self.pinned.get("n_layers")

@@ -121,6 +121,12 @@ def parameters(spec: Spec) -> Parameters:
     return Parameters(spec, rows, lines, _totals(lines))
 
 
+def stored(spec: Spec) -> int:
+    """The total alone: unique parameters, as the lines of `parameters` add up."""
+    own = (row for row in inventory(spec) if row.tied_to is None)
+    return sum(row.elements * product_size(row.copies) for row in own)
+
+
 def _rank(letter: str) -> tuple[int, str]:
     """Where a dim stands among those of a model: the letters of every model first; Fe and Fs after F."""
     return ("LDNKHRFEVC".find(letter[0]) % len("LDNKHRFEVC?"), letter)

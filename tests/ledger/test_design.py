@@ -21,7 +21,7 @@ from gptcalc.cli.app import run
 from gptcalc.errors import GptcalcError
 from gptcalc.ledger import design as engine
 from gptcalc.ledger.design import PUBLISHED, SHAPE, bracket, read_amount, read_tolerance, usual_aspect
-from gptcalc.ledger.parameters import parameters
+from gptcalc.ledger.parameters import parameters, stored
 
 WISHES = (
     ["--params", "350M"],
@@ -254,7 +254,7 @@ def test_the_search_takes_less_than_two_seconds() -> None:
 def test_no_more_shapes_are_counted_than_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """About four counts a width of usual aspect, though there are hundreds of widths, and as many depths."""
     counted: list[int] = []
-    monkeypatch.setattr(engine, "parameters", lambda spec: counted.append(spec.n_layers) or parameters(spec))
+    monkeypatch.setattr(engine, "stored", lambda spec: counted.append(spec.n_layers) or stored(spec))
     package.design("70B", family="llama-3-8b")
 
     assert 50 < len(counted) < 300

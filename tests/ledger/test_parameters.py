@@ -11,7 +11,7 @@ from support import DATA, facts, toy_configs
 
 import gptcalc
 from gptcalc.catalog import resolve
-from gptcalc.ledger.parameters import Parameters, parameters
+from gptcalc.ledger.parameters import Parameters, parameters, stored
 
 FACTS = facts()
 
@@ -116,3 +116,10 @@ def test_equal_layers_in_several_stretches_are_one_l() -> None:
     assert qwen["router"].numbers == "48×512×2,048"
     assert "2×Nk×Hk×D" in qwen["linear_attn"].letters
     assert qwen["linear_attn"].numbers.startswith("36×(")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma-2-9b", "gpt-oss-20b", "qwen3-next-80b-a3b"])
+def test_the_total_alone_is_that_of_the_lines(name: str) -> None:
+    """Tied tables once, every copy of every layer."""
+    spec = resolve(name, {}).spec
+    assert stored(spec) == parameters(spec).totals.stored
