@@ -346,6 +346,7 @@ def memory(  # noqa: PLR0913  a setting is an argument
     dropout: float | None = None,
     attention: str | None = None,
     checkpointing: str | None = None,
+    chunked_loss: int | None = None,
     kv_dtype: str | None = None,
     logits: str | None = None,
     target: str | None = None,

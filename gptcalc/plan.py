@@ -22,6 +22,7 @@ class Plan(Record):
     `precision` is the dtype of weights and activations, `kv_dtype` that of the KV cache. In inference `seq` counts
     prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache. With
     `checkpointing` each block (`full`), or the core of its attention (`selective`), runs again in the backward pass.
+    Logits and loss of training are computed in `chunked_loss` chunks of the tokens, each again in the backward pass.
     """
 
     batch: Size = 1
@@ -33,6 +34,7 @@ class Plan(Record):
     amsgrad: bool = False
     attention: AttentionChoice = "auto"
     checkpointing: Checkpointing = "none"
+    chunked_loss: Size = 1
     kv_dtype: Precision = "bf16"
     logits: Logits = "last"
     implementation: Implementation = "reference"

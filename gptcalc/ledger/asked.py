@@ -92,6 +92,7 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
     fields["seq"] = _seq(spec, given.get("seq"), spelled)
     fields.setdefault("optimizer_impl", _unasked_impl(names.get("optimizer", "adamw")))
     plan = Plan.model_validate(fields)
+    _must_fit(plan, spelled)
     if scope == "embedding":
         return Settled(plan, (), tuple(field for field in EMBEDDING[:3] if field not in given))
     defaulted = [
@@ -100,6 +101,27 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
         if setting.told and field not in given and (mode == "both" or setting.used_in in ("", mode))
     ]
     return Settled(plan, MODES[mode], tuple(defaulted))
+
+
+def _must_fit(plan: Plan, spelled: Spelled) -> None:
+    """Refuse more chunks than tokens, and what of transformers' code is not modelled."""
+    tokens = plan.batch * plan.seq
+    if plan.chunked_loss > tokens:
+        raise InvalidValueError(
+            f"{spelled('chunked_loss')}: read {plan.chunked_loss:,}; allowed: from 1 to {tokens:,}, the tokens of a"
+            f" step ({plan.batch:,} × {plan.seq:,})"
+        )
+    if plan.implementation == "reference":
+        return
+    for field, read, allowed in (
+        ("checkpointing", "selective", "none or full"),
+        ("chunked_loss", plan.chunked_loss if plan.chunked_loss > 1 else None, "1"),
+    ):
+        if getattr(plan, field) == read:
+            raise InvalidValueError(
+                f"{spelled(field)}: read {read}, which transformers' classes do not have; allowed: {allowed}, or"
+                f" {spelled('implementation')} reference"
+            )
 
 
 def with_dropout(overrides: Mapping[str, object], asked: Asked, spelled: Spelled = str) -> dict[str, object]:
@@ -259,6 +281,14 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "what runs again in the backward pass. (default: none)",
             get_args(Checkpointing),
             used_in="training",
+            told=False,
+        ),
+        "chunked_loss": Setting(
+            "Chunks of the tokens that logits and loss are computed in, each again in the backward pass. (default: 1)",
+            check=_size,
+            used_in="training",
+            kind="number",
+            metavar="N",
             told=False,
         ),
         "kv_dtype": Setting(

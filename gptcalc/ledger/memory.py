@@ -200,7 +200,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
     alive = Alive(spec, recording, peak.place, keeps=name == "training", optimizer=OPTIMIZERS[plan.optimizer].source)
     choices = kernel_choices(spec, plan, training=name == "training")
     totals = Figures(*(max(figures) for figures in zip(*(phase.figures for phase in phases), strict=True)))
-    again = plan.checkpointing if name == "training" else "none"
+    again = (plan.checkpointing, plan.chunked_loss) if name == "training" else ()
     return Mode(
         name=name,
         totals=totals,
@@ -217,7 +217,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         notes=(
             *_routing(name, spec, plan, kernels),
             *((COMPILED,) if plan.compile else ()),
-            *mode_notes(spec, [choice.backend for choice in choices], again),
+            *mode_notes(spec, [choice.backend for choice in choices], *again),
             *(optimizer_notes(plan) if name == "training" else ()),
         ),
     )

@@ -5,6 +5,7 @@ only itself and its neighbours, so that the middle one stands for all others.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from gptcalc.formula import Dim
 from gptcalc.hf import Code, code_of
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
-from gptcalc.parts.loss import cross_entropy
+from gptcalc.parts.loss import cross_entropy, in_chunks
 from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
 from gptcalc.parts.stage import input_stage
 from gptcalc.plan import Plan
@@ -142,9 +143,13 @@ def head(  # noqa: PLR0913  what a head depends on
     shared: Sequence[Tensor],
     *,
     last: bool = False,
+    chunks: int = 1,
     own: Code | None = None,
 ) -> Stretch:
-    """Final norm, projection, unembedding (of the `last` position alone, or of all), and in training the loss."""
+    """Final norm, projection, unembedding (of the `last` position alone, or of all), and in training the loss.
+
+    That may be computed in several `chunks`.
+    """
     if own is not None:
         ops = own.head_rows(spec, at, targets, shared, last=last)
         return Stretch("head", None, ops, result(ops))
@@ -161,7 +166,12 @@ def head(  # noqa: PLR0913  what a head depends on
     if not isinstance(spec.unembedding, Unembedding) or not isinstance(spec.embedding, TokenEmbedding):
         raise TypeError(f"part {spec.unembedding.kind!r} is no unembedding, or {spec.embedding.kind!r} no token table")
     table = spec.embedding.table(inside.within(spec.embedding.name))
-    rows += spec.unembedding.ops(at.within(spec.unembedding.name), x, table)
+    unembed = partial(spec.unembedding.ops, at.within(spec.unembedding.name), table=table)
+    if targets is not None and chunks > 1:
+        rows += in_chunks(at, x, targets, chunks, unembed)
+        rows.drop(x)
+        return Stretch("head", None, tuple(rows), result(rows))
+    rows += unembed(x)
     logits = rows[-1].output
     if targets is None:
         rows.drop(x)
@@ -239,12 +249,10 @@ def _reverse_again(record: Recorder, checkpoint: Checkpoint, stretch: Stretch, k
 
     What the checkpoint keeps goes with the last tensor that autograd has kept.
     """
-    rows = [op for op in stretch.rows if op.checkpoint == checkpoint]
+    rows = [op for op in stretch.rows if op.checkpoint is checkpoint]
     waits, first = True, [op for op in kept if op.saves][-1]
     for op in kept:
         if waits and op.saves and record.reached(op):
             record.again(rows, checkpoint, kept)
             waits = False
-        record.reverse(op)
-        if op is first:
-            record.release_all((*checkpoint.keeps, *checkpoint.holds, *checkpoint.ends))
+        record.reverse(op, (*checkpoint.keeps, *checkpoint.holds, *checkpoint.ends) if op is first else ())

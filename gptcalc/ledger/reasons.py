@@ -92,7 +92,7 @@ COMPILED = (
 )
 
 
-def mode_notes(spec: Spec, backends: Sequence[str], checkpointing: str = "none") -> tuple[str, ...]:
+def mode_notes(spec: Spec, backends: Sequence[str], checkpointing: str = "none", chunks: int = 1) -> tuple[str, ...]:
     """What a reader must know of the numbers."""
     notes = []
     if spec.unknown_ops:
@@ -101,6 +101,11 @@ def mode_notes(spec: Spec, backends: Sequence[str], checkpointing: str = "none")
             " modelled, so what forward and backward make is not in these numbers"
         )
         return tuple(notes)
+    if chunks > 1:
+        notes.append(
+            "logits and loss are computed chunk by chunk of the tokens, each chunk again in the backward pass: no more"
+            " than one chunk's logits exist at a time, and the unembedding's product costs its time once more"
+        )
     if checkpointing != "none":
         notes.append(CHECKPOINTING_NOTES[checkpointing])
     if checkpointing == "selective" and not {"eager", "math"} & set(backends):

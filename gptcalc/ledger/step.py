@@ -98,7 +98,7 @@ def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, la
     if plan.checkpointing == "full":
         ends, shared = (shared, ()) if own is None else ((), shared)
         layers = recomputed(layers, at, ends)
-    return [*layers, head(spec, at, targets, shared, own=own)]
+    return [*layers, head(spec, at, targets, shared, chunks=plan.chunked_loss, own=own)]
 
 
 def inference(  # noqa: PLR0913  what a run depends on

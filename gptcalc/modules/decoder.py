@@ -22,15 +22,18 @@ from gptcalc.spec import Spec
 CHECKPOINTING = ("none", "full", "selective")
 
 
-def build(spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing: str = "none") -> Decoder:
+def build(
+    spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing: str = "none", chunked_loss: int = 1
+) -> Decoder:
     """The decoder of `spec` on the default device; under `torch.device("meta")` it has shapes and no values.
 
     Names and shapes are those of the transformers class, so that its state dict loads strictly. `attention` is the
     backend that every layer uses (see `ops.attention`), or those of the groups of layers, one for each. With
     `checkpointing` each block (`full`), or of its attention what is made of query, key and value (`selective`), is
-    computed again in the backward pass of training, instead of kept.
+    computed again in the backward pass of training, instead of kept. Of more than one chunk of the tokens
+    (`chunked_loss`) logits and loss are computed one after the other, and again in the backward pass.
     """
-    return Decoder(spec, attention=attention, checkpointing=checkpointing)
+    return Decoder(spec, attention=attention, checkpointing=checkpointing, chunked_loss=chunked_loss)
 
 
 class DecoderOutput(NamedTuple):
@@ -207,10 +210,17 @@ def _beside(spec: Spec) -> Beside:
 class Decoder(Itemised):
     """Token IDs to logits; children bear the published names. Everything follows the parameters' device and dtype."""
 
-    def __init__(self, spec: Spec, *, attention: str | Sequence[str] = "auto", checkpointing: str = "none") -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        attention: str | Sequence[str] = "auto",
+        checkpointing: str = "none",
+        chunked_loss: int = 1,
+    ) -> None:
         """Build the trunk and the unembedding, and tie them where the spec says so."""
         super().__init__()
-        self.n_vocab = spec.n_vocab
+        self.n_vocab, self.chunked_loss = spec.n_vocab, chunked_loss
         self.trunk_name, self.unembedding_name = spec.trunk, spec.unembedding.name
         self.attach(spec.trunk, Trunk(spec, attention, checkpointing))
         self.attach(spec.unembedding.name, make(spec.unembedding.model_dump(), Dims.of(spec)))
@@ -236,7 +246,8 @@ class Decoder(Itemised):
         """Logits (B, T, V) for IDs (B, T), and the loss where `targets` (B, T) are given.
 
         `targets[b, t]` is the token that `logits[b, t]` should predict (shifted by the caller, as in nanoGPT); −100
-        does not count. The loss is a mean over what counts, computed in fp32. Raises as `GPTEmbedding.forward` does.
+        does not count. The loss is a mean over what counts, computed in fp32; where it is in chunks, no logits are
+        left. Raises as `GPTEmbedding.forward` does.
 
         With a `cache` (of `make_cache`) keys and values are kept there: the first pass takes the prompt; each later one
         a single token, the one at position `start`, and attends to all before it. `last_only` gives the logits of the
@@ -245,12 +256,31 @@ class Decoder(Itemised):
         x: Tensor = self.trunk(input_ids, start=start, cache=cache)
         if last_only:
             x = x[:, -1:]
+        if targets is not None:
+            check_targets(targets, input_ids, self.n_vocab)
+            if self.chunked_loss > 1:
+                return DecoderOutput(x.new_empty(0, self.n_vocab), self._loss_in_chunks(x, targets))
         logits: Tensor = self.child(self.unembedding_name)(x)
         if targets is None:
             return DecoderOutput(logits, None)
-        check_targets(targets, input_ids, self.n_vocab)
         flat = logits.float().flatten(0, 1)
         return DecoderOutput(logits, functional.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED_TARGET))
+
+    def _loss_in_chunks(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The mean over vectors (B, T, D), of which no more than a chunk's logits exist at a time."""
+        if self.chunked_loss > targets.numel():
+            raise InputValueError(
+                f"chunked_loss: read {self.chunked_loss}; allowed: from 1 to {targets.numel()}, the number of tokens"
+            )
+        pairs = zip(x.flatten(0, 1).chunk(self.chunked_loss), targets.flatten().chunk(self.chunked_loss), strict=True)
+        losses = [checkpoint(self._summed_loss, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
+        return torch.stack(losses).sum() / (targets != IGNORED_TARGET).sum()
+
+    def _summed_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Vectors (n, D) and targets (n) to the sum of their cross entropies."""
+        logits: Tensor = self.child(self.unembedding_name)(rows)
+        wide = logits.float()
+        return functional.cross_entropy(wide, targets, ignore_index=IGNORED_TARGET, reduction="sum")
 
     def make_cache(self, batch: int, seq: int, dtype: torch.dtype | None = None) -> KVCache:
         """Room for the keys and values of `batch` sequences of `seq` tokens, in the weights' dtype or in another."""

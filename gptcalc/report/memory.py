@@ -125,7 +125,8 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
     yield from rest
     yield "; ".join(_precision(plan, modes))
     if "training" in modes:
-        yield f"{_optimizer(plan)} · {_dropout(model)}{RECOMPUTED[plan.checkpointing]}"
+        chunks = f" · loss in {plan.chunked_loss:,} chunks" if plan.chunked_loss > 1 else ""
+        yield f"{_optimizer(plan)} · {_dropout(model)}{RECOMPUTED[plan.checkpointing]}{chunks}"
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
     segments += " · torch.compile: not modelled, these are eager's numbers" if plan.compile else ""

@@ -115,6 +115,7 @@ class PlanJSON(TypedDict):
     amsgrad: bool
     attention: str
     checkpointing: str
+    chunked_loss: int
     kv_dtype: str
     logits: str
     target: str
@@ -221,6 +222,7 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "amsgrad": plan.amsgrad,
             "attention": plan.attention,
             "checkpointing": plan.checkpointing,
+            "chunked_loss": plan.chunked_loss,
             "kv_dtype": plan.kv_dtype,
             "logits": plan.logits,
             "target": plan.target,

@@ -286,8 +286,8 @@ def _attention_backward(op: Op, dys: Incoming) -> Found:
 def _divide_backward(op: Op, dys: Incoming) -> Found:
     """−dy · ((x / other) / other) for `other`, where it is no number, then dy / other for x."""
     (x, *others), dy = _inputs(op), dys[op.output]
-    if not others:
-        return Found((whole("aten::div", (dy,), gradient(x)),), {x: gradient(x)})
+    if x not in op.saves:
+        return Found((whole("aten::div", (dy, *others), gradient(x)),), {x: gradient(x)})
     (other,) = others
     wide = _unfitted(op, other)
     labels = (f"{op.output.label} again", f"{op.output.label}, divided again", f"negated {dy.label}")

@@ -36,6 +36,7 @@ def is_dense(x: Tensor, *axes: Dim) -> bool:
 
 def _strides(x: Tensor) -> dict[Dim, int]:
     """How far apart the elements of each axis are."""
-    lies = x.dims if x.bytes == x.owner.bytes else x.owner.dims
+    whole = x.owner if x.base is None or len(x.owner.dims) == len(x.dims) else x.base  # which may be seen flat
+    lies = x.dims if x.bytes == x.owner.bytes else whole.dims
     steps = list(accumulate((dim.size for dim in reversed(lies[1:])), mul, initial=1))[::-1]
     return dict(zip(x.dims, steps, strict=True))

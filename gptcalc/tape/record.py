@@ -326,8 +326,8 @@ class Recorder:
         """Whether a gradient of what the row wrote has arrived, so that its backward rule runs."""
         return any((self._layer, access.tensor) in self._grads for access in op.writes)
 
-    def reverse(self, op: Op) -> None:
-        """Run the backward rule of a row that autograd has recorded."""
+    def reverse(self, op: Op, ends: Sequence[Tensor] = ()) -> None:
+        """Run the backward rule of a row that autograd has recorded; with what it kept `ends` what a checkpoint did."""
         self._go_on(op)
         taken = {
             access.tensor: found
@@ -336,6 +336,7 @@ class Recorder:
         }
         if not taken:
             self._let_go(op)
+            self.release_all(ends)
             return
         self._where = op.where
         local = {gradient(tensor): found.slot for tensor, found in taken.items()}
@@ -354,6 +355,7 @@ class Recorder:
             self.release(slot)
         if op.checkpoint is None:
             self._let_go(op)
+        self.release_all(ends)
         for tensor, grad in grads.items():
             self._accumulate(tensor, Buffered(local[grad.owner], grad.base is not None or grad in viewed))
 

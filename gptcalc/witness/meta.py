@@ -26,6 +26,7 @@ def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
                 spec,
                 attention=attention if len(attention) > 1 else attention[0],
                 checkpointing=plan.checkpointing,
+                chunked_loss=plan.chunked_loss,
             )
     finally:
         torch.set_default_dtype(before)

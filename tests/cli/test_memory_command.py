@@ -147,6 +147,7 @@ def test_a_wrong_option_is_one_clear_error(
         (["--expandable-segments"], {"expandable_segments": True}),
         ([], {"checkpointing": "none"}),
         (["--checkpointing", "full"], {"checkpointing": "full"}),
+        (["--checkpointing", "selective", "--chunked-loss", "7"], {"checkpointing": "selective", "chunked_loss": 7}),
     ],
     ids=str,
 )

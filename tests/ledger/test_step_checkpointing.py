@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from steps import FAMILIES, OPTIMIZERS, kept, of_tape, of_trace, tape_training, toy_plans
 
 from gptcalc.catalog import resolve
+from gptcalc.errors import GptcalcError
+from gptcalc.ledger.asked import settle
 from gptcalc.plan import Plan
 from gptcalc.tape.replay import replay
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from gptcalc.modules import build  # noqa: E402  it opens torch
 from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 from gptcalc.witness.saved_tensors import saved  # noqa: E402
 
@@ -114,6 +117,56 @@ def test_attention_that_runs_again_keeps_what_it_is_called_with() -> None:
 
     assert plain - again == Counter({f"bool {square}": 2, f"bfloat16 {2 * square}": 4, "bfloat16 3120": 6})
     assert again - plain == Counter({"bfloat16 9360": 2})
+
+
+@pytest.mark.parametrize("n_chunks", [2, 3, 39])
+@pytest.mark.parametrize(("family", "checkpointing"), [("gpt2", "none"), ("gpt1", "full"), ("llama", "selective")])
+def test_a_loss_in_chunks_is_what_torch_runs(family: str, checkpointing: str, n_chunks: int) -> None:
+    """Equal chunks and a shorter last one, of single tokens too; a tied table's gradients are added up by chunks."""
+    check(
+        resolve(FAMILIES[family], {}).spec,
+        PLAN.model_copy(update={"chunked_loss": n_chunks, "checkpointing": checkpointing}),
+        folds=False,
+    )
+
+
+@pytest.mark.parametrize("overrides", [{"tied": False, "bias": True}, {"logit_softcap": 30.0}])
+def test_any_unembedding_runs_in_chunks(overrides: dict[str, object]) -> None:
+    """A table of its own, a bias, bounded logits."""
+    config, own = (FAMILIES["gpt2"], overrides) if "tied" in overrides else (decoder("gemma2").config, {})
+    spec = resolve({"model_type": "gemma2"} | config, own).spec
+    check(spec, PLAN.model_copy(update={"chunked_loss": 4, "checkpointing": "none"}), folds=False)
+
+
+def test_the_loss_in_chunks_is_the_mean_loss() -> None:
+    """Numbers: loss and gradients as of all tokens at once, targets that do not count among them."""
+    torch.manual_seed(1)
+    spec = resolve(
+        FAMILIES["gpt2"], dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
+    ).spec
+    ids, targets = torch.randint(0, 67, (2, 11)), torch.randint(0, 67, (2, 11))
+    targets[0, :5] = -100
+    found = []
+    for n_chunks, checkpointing in ((1, "none"), (4, "full"), (22, "selective")):
+        model = build(spec, attention="eager", checkpointing=checkpointing, chunked_loss=n_chunks)
+        model.load_state_dict(found[0][2] if found else model.state_dict())
+        loss = model.train()(ids, targets).loss
+        loss.backward()
+        found.append((loss.detach(), [one.grad for one in model.parameters()], model.state_dict()))
+    for loss, gradients, _ in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        torch.testing.assert_close(gradients, found[0][1])
+
+
+def test_more_chunks_than_tokens_are_refused() -> None:
+    """It says how many there are, at the door and in the module."""
+    spec = resolve(FAMILIES["gpt2"], {}).spec
+    with pytest.raises(
+        GptcalcError, match=r"^chunked_loss: read 23; allowed: from 1 to 22, the tokens of a step \(2 × 11\)"
+    ):
+        settle(spec, {"batch": 2, "seq": 11, "chunked_loss": 23})
+    with pytest.raises(GptcalcError, match=r"^chunked_loss: read 23; allowed: from 1 to 22, the number of tokens"):
+        build(spec, chunked_loss=23)(torch.zeros(2, 11, dtype=torch.int64), torch.zeros(2, 11, dtype=torch.int64))
 
 
 def test_a_block_under_a_checkpoint_keeps_its_input_alone() -> None:

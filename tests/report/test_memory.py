@@ -270,6 +270,8 @@ def test_the_title_says_how_much_and_when() -> None:
         ({"torch": "2.6", "target": "sm80", "expandable_segments": True}, {}, "sm80 · torch 2.6 · expandable segments"),
         ({"logits": "all"}, {}, "logits of all tokens"),
         ({"checkpointing": "full"}, {}, "checkpointing full: each block runs again in the backward pass"),
+        ({"checkpointing": "selective"}, {}, "checkpointing selective: the core of attention runs again"),
+        ({"chunked_loss": 1024}, {}, "loss in 1,024 chunks"),
         ({"batch": 3, "seq": 77}, {}, "C=1,024 · B=3 · T=77"),
         ({}, {"n_layer": 6}, "changed: n_layers 12 → 6"),
         (
