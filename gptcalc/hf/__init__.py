@@ -37,6 +37,9 @@ class Code(Protocol):
     def input_rows(self, spec: Spec, at: Setting) -> Tape:
         """Token IDs to the first layer's input; what lives on until the last layer is made by `shared` ops."""
 
+    def block_arguments(self, at: Setting) -> tuple[Tensor, ...]:
+        """What a layer may be given beside `at.x`, and not by keyword: under a checkpoint autograd keeps it."""
+
     def layer_rows(self, at: Setting, block: Block) -> tuple[Op, ...]:
         """`at.x` to the same shape."""
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from gptcalc import tape
 from gptcalc.formula import Dim
 from gptcalc.hf import common
+from gptcalc.hf.activations import activate
 from gptcalc.parts import attend
-from gptcalc.parts.activation import activate
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
@@ -53,6 +53,11 @@ def input_rows(spec: Spec, at: Setting) -> Tape:
 def _held(rows: Rows, op: Op, at: Setting) -> Tensor:
     """What a child module makes, and the trunk holds until it returns."""
     return rows(op._replace(shared=True, where=at.where))
+
+
+def block_arguments(at: Setting) -> tuple[Tensor, ...]:
+    """The mask, which eager attention reads."""
+    return (common.mask_of(at),)
 
 
 def layer_rows(at: Setting, block: Block) -> tuple[Op, ...]:
@@ -129,35 +134,14 @@ def _mlp(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:
         return tape.project(inside, own, name, x, out, bias=True, transposed=True)
 
     up = project(part.up_name, x, tape.made(x, "up-projection", *at.tokens, inner))
-    active = _activate(own, part.activation, up)
-    own.drop(up)
+    active = activate(own, part.activation, up, "activation")
+    own.drop(*(() if active is up else (up,)))
     out = project(part.down_name, active, tape.made(x, "MLP output"))
     own.drop(active)
     if at.training and part.dropout:
         before, out = out, own(tape.dropout(out, "dropped MLP output"))
         own.drop(before)
     rows += own
-    return out
-
-
-def _activate(rows: Rows, name: str, x: Tensor) -> Tensor:
-    """`ACT2FN[name]`; `NewGELUActivation` is Python: 0.5·x · (1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
-    if name != "gelu_new":
-        return activate(rows, name, x, "activation")
-    half = rows(tape.scale(x, "x/2"))
-    cube = rows(tape.power(x, "x³"))
-    small = rows(tape.scale(cube, "0.044715·x³"))
-    rows.drop(cube)
-    bent = rows(tape.add(x, small, "x + 0.044715·x³"))
-    rows.drop(small)
-    inner = rows(tape.scale(bent, "inside the tanh"))
-    rows.drop(bent)
-    bounded = rows(tape.activation("tanh", inner, "tanh"))
-    rows.drop(inner)
-    shifted = rows(tape.shift(bounded, "1 + tanh"))
-    rows.drop(bounded)
-    out = rows(tape.multiply(half, shifted, "activation"))
-    rows.drop(half, shifted)
     return out
 
 

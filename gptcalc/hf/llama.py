@@ -10,8 +10,8 @@ from functools import partial
 from gptcalc import tape
 from gptcalc.formula import Dim
 from gptcalc.hf import common
+from gptcalc.hf.activations import activate
 from gptcalc.parts import attend
-from gptcalc.parts.activation import activate
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
@@ -118,6 +118,11 @@ def _waves(at: Setting, size: Dim) -> tuple[Tensor, Tensor]:
 
 
 # --- A layer ---------------------------------------------------------------------------------------------------------
+
+
+def block_arguments(at: Setting) -> tuple[Tensor, ...]:  # noqa: ARG001  as every family's
+    """None: mask and angles are given by keyword."""
+    return ()
 
 
 def layer_rows(at: Setting, block: Block) -> tuple[Op, ...]:

@@ -181,17 +181,22 @@ def head(  # noqa: PLR0913  what a head depends on
     return Stretch("head", None, tuple(rows), result(rows))
 
 
-def recomputed(stretches: Sequence[Stretch], at: Setting, shared: Sequence[Tensor] = ()) -> list[Stretch]:
+def recomputed(
+    stretches: Sequence[Stretch], at: Setting, shared: Sequence[Tensor] = (), arguments: Sequence[Tensor] = ()
+) -> list[Stretch]:
     """The stretches, the layers among them under checkpoints: each keeps its input, and holds what else it is given.
 
-    What the layers themselves have made for all (`shared`) lives until the first one needs it no more.
+    What the layers themselves have made for all (`shared`) lives until the first one needs it no more. Of what it is
+    given it keeps the `arguments` as it keeps its input; what is given by keyword it merely holds.
     """
     found, ends = [], tuple(shared)
     for stretch in stretches:
         if stretch.layer is None:
             found.append(stretch)
             continue
-        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", (at.x,), ends=ends))))
+        read = {access.tensor for op in stretch.rows for access in op.reads}
+        keeps = (at.x, *(tensor for tensor in arguments if tensor in read))
+        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", keeps, ends=ends))))
         ends = ()
     return found
 

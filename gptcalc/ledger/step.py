@@ -96,8 +96,10 @@ def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, la
     """
     shared, own = shared_by_layers(layers), code(spec, plan)
     if plan.checkpointing == "full":
-        ends, shared = (shared, ()) if own is None else ((), shared)
-        layers = recomputed(layers, at, ends)
+        if own is None:
+            layers, shared = recomputed(layers, at, shared), ()
+        else:
+            layers = recomputed(layers, at, arguments=own.block_arguments(at))
     return [*layers, head(spec, at, targets, shared, chunks=plan.chunked_loss, own=own)]
 
 

@@ -409,6 +409,16 @@ def _exp_backward(op: Op, dys: Incoming) -> Found:
     return Found((whole("aten::mul", (dys[op.output], op.output), gradient(x)),), {x: gradient(x)})
 
 
+def _erf_backward(op: Op, dys: Incoming) -> Found:
+    """2/√π · exp(−x²) · dy, op by op, each of which lives until the formula is done (derivatives.yaml)."""
+    x, dy = op.reads[0].tensor, dys[op.output]
+    steps = [made(x, f"{what} of {x.label}") for what in ("square", "negated square", "bell", "scaled bell")]
+    names = ("pow", "neg", "exp", "mul")
+    rows = [whole(f"aten::{name}", (x,), step) for name, step in zip(names, steps, strict=True)]
+    rows.append(whole("aten::mul", (steps[-1], dy), gradient(x))._replace(drops=tuple(steps)))
+    return Found(tuple(rows), {x: gradient(x)})
+
+
 def _subtract_backward(op: Op, dys: Incoming) -> Found:
     """The gradient as it is, and negated; each is then summed over what was spread."""
     (x, other), dy = _inputs(op), dys[op.output]
@@ -516,6 +526,7 @@ _RULES: dict[str, Rule] = {
     "aten::add_": _add_backward,
     "aten::softplus": _elementwise_backward,
     "aten::exp": _exp_backward,
+    "aten::erf": _erf_backward,
     "aten::sub": _subtract_backward,
     "aten::masked_fill": _masked_backward,
     "aten::cumsum": _cumsum_backward,

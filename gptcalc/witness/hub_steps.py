@@ -28,8 +28,6 @@ MASK_ALIGNMENT = 8
 
 def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
     """As `witness.trace.trace_training`, with the class of transformers; its labels are the token IDs themselves."""
-    module = training_class(model, plan, device)
-    ids = token_ids(plan.batch, plan.seq, device)
 
     def build(recorder: Recorder) -> Loop:
         for tensor in (*module.parameters(), *module.buffers(), ids):
@@ -37,14 +35,14 @@ def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "m
         return Loop(module, lambda: module(input_ids=ids, labels=ids).loss)
 
     with as_on_cuda(plan.attention):
+        module, ids = training_class(model, plan, device), token_ids(plan.batch, plan.seq, device)
         return trace_steps(build, plan, steps, device)
 
 
 def saved(model: Resolved, plan: Plan) -> tuple[Saved, ...]:
     """Every storage that a training step's forward pass keeps, once; weights, buffers and token IDs are left out."""
-    module = training_class(model, plan)
-    ids = token_ids(plan.batch, plan.seq)
     with as_on_cuda(plan.attention), recording():
+        module, ids = training_class(model, plan), token_ids(plan.batch, plan.seq)
         given = [*module.parameters(), *module.buffers(), ids]
         return watch(module, lambda: module(input_ids=ids, labels=ids).loss, given)
 
@@ -58,12 +56,14 @@ def training_class(model: Resolved, plan: Plan, device: str = "meta") -> Any:
         module, _ = build_class(model, device, use_cache=False, attn_implementation=how)
     finally:
         torch.set_default_dtype(before)
+    if plan.checkpointing == "full":
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return module.train()
 
 
 @contextmanager
 def as_on_cuda(attention: str) -> Iterator[None]:
-    """Dropout, and attention by the kernel of that name, run the ops that CUDA runs."""
+    """Dropout, Mish, and attention by the kernel of that name, run the ops that CUDA runs."""
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002, FBT001, FBT002  torch's signature
         if inplace:
@@ -87,13 +87,16 @@ def as_on_cuda(attention: str) -> Iterator[None]:
         how: dict[str, Any] = {"dropout_p": dropout_p, "causal": is_causal, "mask": mask, "scale": scale}
         return ops.attention(query, key, value, backend=attention, **how)
 
-    before = functional.dropout, functional.scaled_dot_product_attention
-    functional.dropout, functional.scaled_dot_product_attention = dropout, sdpa
+    ours: dict[str, Any] = {"dropout": dropout, "scaled_dot_product_attention": sdpa, "mish": ops.mish}
+    theirs = {name: getattr(functional, name) for name in ours}
+    for name, function in ours.items():
+        setattr(functional, name, function)
     try:
         with silent():
             yield
     finally:
-        functional.dropout, functional.scaled_dot_product_attention = before
+        for name, function in theirs.items():
+            setattr(functional, name, function)
 
 
 def _in_numbers(seen: Tensor, query: Tensor) -> Tensor:

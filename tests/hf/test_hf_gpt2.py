@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from steps import GPT2, OPTIMIZERS
 from gptcalc import hf
 from gptcalc.errors import InvalidValueError
 from gptcalc.plan import Plan
+from gptcalc.spec import Activation
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -62,6 +63,22 @@ def test_a_step_is_what_the_class_runs(drawn: tuple[dict[str, Any], Plan]) -> No
 def test_every_optimizer_updates_it(update: dict[str, Any]) -> None:
     """Two steps with each optimizer and implementation."""
     agree(GPT2, PLAN.model_copy(update={**update, "attention": "eager", "precision": "fp32"}), n_steps=2)
+
+
+@pytest.mark.parametrize("activation", sorted(set(get_args(Activation)) - {"gelu_new"}))
+def test_every_activation_is_what_the_class_runs(activation: str) -> None:
+    """Some are one kernel, others are Python, and keep what they need of every step."""
+    agree(GPT2 | {"activation_function": activation}, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("attention", "precision", "batch"),
+    [("flash", "bf16", 3), ("eager", "fp32", 3), ("eager", "bf16", 1), ("math", "bf16", 2), ("efficient", "fp32", 1)],
+)
+def test_blocks_under_checkpoints_are_what_the_class_runs(attention: str, precision: str, batch: int) -> None:
+    """`gradient_checkpointing_enable`, not reentrant: a mask is an argument of each block, which keeps it."""
+    fields = {"attention": attention, "precision": precision, "batch": batch, "checkpointing": "full"}
+    agree(GPT2, PLAN.model_copy(update=fields), n_steps=2)
 
 
 def test_a_family_that_was_not_read_is_refused_in_one_line() -> None:
