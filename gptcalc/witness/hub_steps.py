@@ -57,7 +57,7 @@ def training_class(model: Resolved, plan: Plan, device: str = "meta") -> Any:
     finally:
         torch.set_default_dtype(before)
     if plan.checkpointing == "full":
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module.activation_checkpointing_enable()
     return module.train()
 
 

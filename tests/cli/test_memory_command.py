@@ -51,6 +51,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["falcon-7b", "--implementation", "transformers"],
         ["'falcon'", "only the reference is modelled", "gpt2"],
     ),
+    "transformers with the core of attention again": (
+        ["--implementation", "transformers", "--checkpointing", "selective"],
+        ["--checkpointing selective", "--implementation transformers", "none, full"],
+    ),
     "inference by transformers": (
         ["--implementation", "transformers", "--mode", "both"],
         ["--mode both", "--implementation transformers", "--mode training"],
