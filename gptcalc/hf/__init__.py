@@ -40,6 +40,9 @@ class Code(Protocol):
     def block_arguments(self, at: Setting) -> tuple[Tensor, ...]:
         """What a layer may be given beside `at.x`, and not by keyword: under a checkpoint autograd keeps it."""
 
+    def block_keywords(self, at: Setting) -> tuple[Tensor, ...]:
+        """What it is given by keyword and does not read: under a checkpoint it is held for the second run."""
+
     def layer_rows(self, at: Setting, block: Block) -> tuple[Op, ...]:
         """`at.x` to the same shape."""
 

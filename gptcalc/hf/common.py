@@ -18,10 +18,15 @@ def row_of_one(at: Setting) -> Dim:
 def position_ids(rows: Rows, at: Setting) -> Tensor:
     """`torch.arange(T) + past_seen_tokens`; the trunk holds them until it returns."""
     count = rows(_fresh("arange", "positions", "int64", at.seq))
-    found = rows(tape.whole("aten::add", (count,), tape.made(count, "position IDs", row_of_one(at), at.seq)))
+    found = rows(tape.whole("aten::add", (count,), positions_of(at)))
     rows[-1] = rows[-1]._replace(shared=True)
     rows.drop(count)
     return found
+
+
+def positions_of(at: Setting) -> Tensor:
+    """The position IDs, (1, T)."""
+    return Tensor("position IDs", (row_of_one(at), at.seq), "int64")
 
 
 def unpacked(rows: Rows, at: Setting, positions: Tensor) -> None:

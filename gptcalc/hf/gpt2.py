@@ -60,6 +60,11 @@ def block_arguments(at: Setting) -> tuple[Tensor, ...]:
     return (common.mask_of(at),)
 
 
+def block_keywords(at: Setting) -> tuple[Tensor, ...]:
+    """The position IDs."""
+    return (common.positions_of(at),)
+
+
 def layer_rows(at: Setting, block: Block) -> tuple[Op, ...]:
     """`GPT2Block`: what attention returns lives until the block does, and so does what goes into the second add."""
     rows, x = Rows(at), at.x

@@ -125,11 +125,16 @@ def block_arguments(at: Setting) -> tuple[Tensor, ...]:  # noqa: ARG001  as ever
     return ()
 
 
+def block_keywords(at: Setting) -> tuple[Tensor, ...]:
+    """The position IDs."""
+    return (common.positions_of(at),)
+
+
 def layer_rows(at: Setting, block: Block) -> tuple[Op, ...]:
-    """`LlamaDecoderLayer`: the caller holds the input until it returns."""
+    """`LlamaDecoderLayer`: the caller holds the input until it returns, it the weights that attention returns."""
     rows, x = Rows(at), at.x
     normed = norm(rows, at, block.attention_norm, x)
-    out = _attention(rows, at, block.attention, normed)
+    out, *weights = _attention(rows, at, block.attention, normed)
     rows.drop(normed)
     out = _after(rows, at, block.attention_post_norm, out)
     between = rows(tape.add(x, out, "x after attention"))
@@ -139,7 +144,7 @@ def layer_rows(at: Setting, block: Block) -> tuple[Op, ...]:
     rows.drop(normed)
     out = _after(rows, at, block.mlp_post_norm, out)
     rows(tape.add(between, out, "x after MLP"))
-    rows.drop(out, between, x)
+    rows.drop(out, between, *weights, x)
     return tuple(rows)
 
 
@@ -211,8 +216,8 @@ def _by_weight(weight: Tensor, x: Tensor, label: str) -> Op:
 # --- Attention -------------------------------------------------------------------------------------------------------
 
 
-def _attention(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:
-    """`LlamaAttention`: projections, rotations, attention, the projection back."""
+def _attention(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> tuple[Tensor, ...]:
+    """`LlamaAttention`: its output, and where attention is written out the weights that it returns."""
     if not isinstance(part, MultiHeadAttention):
         raise TypeError("Llama has multi-head attention")
     inside = at.within(part.name)
@@ -234,9 +239,9 @@ def _attention(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:
     else:
         joined, weights = _sdpa(part, inside, own, given), []
     out = tape.project(inside, own, part.out_name, joined, tape.made(x, "attention output"), bias=part.out_bias)
-    own.drop(joined, *weights, *given)
+    own.drop(joined, *given)
     rows += own
-    return out
+    return out, *weights
 
 
 def _vector(  # noqa: PLR0913, PLR0917  what a projection is

@@ -182,12 +182,17 @@ def head(  # noqa: PLR0913  what a head depends on
 
 
 def recomputed(
-    stretches: Sequence[Stretch], at: Setting, shared: Sequence[Tensor] = (), arguments: Sequence[Tensor] = ()
+    stretches: Sequence[Stretch],
+    at: Setting,
+    shared: Sequence[Tensor] = (),
+    arguments: Sequence[Tensor] = (),
+    keywords: Sequence[Tensor] = (),
 ) -> list[Stretch]:
     """The stretches, the layers among them under checkpoints: each keeps its input, and holds what else it is given.
 
     What the layers themselves have made for all (`shared`) lives until the first one needs it no more. Of what it is
-    given it keeps the `arguments` as it keeps its input; what is given by keyword it merely holds.
+    given it keeps the `arguments` as it keeps its input; what comes by keyword it merely holds:
+    what it reads of that, and the `keywords` that it does not.
     """
     found, ends = [], tuple(shared)
     for stretch in stretches:
@@ -196,7 +201,7 @@ def recomputed(
             continue
         read = {access.tensor for op in stretch.rows for access in op.reads}
         keeps = (at.x, *(tensor for tensor in arguments if tensor in read))
-        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", keeps, ends=ends))))
+        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", keeps, tuple(keywords), ends))))
         ends = ()
     return found
 

@@ -99,7 +99,8 @@ def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, la
         if own is None:
             layers, shared = recomputed(layers, at, shared), ()
         else:
-            layers = recomputed(layers, at, arguments=own.block_arguments(at))
+            given = {"arguments": own.block_arguments(at), "keywords": own.block_keywords(at)}
+            layers = recomputed(layers, at, **given)
     return [*layers, head(spec, at, targets, shared, chunks=plan.chunked_loss, own=own)]
 
 

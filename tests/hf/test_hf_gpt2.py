@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import GPT2, OPTIMIZERS
+from steps import GPT2, LLAMA, OPTIMIZERS
 
 from gptcalc import hf
 from gptcalc.errors import InvalidValueError
@@ -75,10 +75,13 @@ def test_every_activation_is_what_the_class_runs(activation: str) -> None:
     ("attention", "precision", "batch"),
     [("flash", "bf16", 3), ("eager", "fp32", 3), ("eager", "bf16", 1), ("math", "bf16", 2), ("efficient", "fp32", 1)],
 )
-def test_blocks_under_checkpoints_are_what_the_class_runs(attention: str, precision: str, batch: int) -> None:
-    """`gradient_checkpointing_enable`, not reentrant: a mask is an argument of each block, which keeps it."""
+@pytest.mark.parametrize("family", [GPT2, LLAMA | {"num_key_value_heads": 6}], ids=["gpt2", "llama"])
+def test_blocks_under_checkpoints_are_what_the_class_runs(
+    family: dict[str, Any], attention: str, precision: str, batch: int
+) -> None:
+    """Not reentrant: GPT-2's mask is an argument, which a block keeps; Llama's comes by keyword, as position IDs do."""
     fields = {"attention": attention, "precision": precision, "batch": batch, "checkpointing": "full"}
-    agree(GPT2, PLAN.model_copy(update=fields), n_steps=2)
+    agree(family, PLAN.model_copy(update=fields), n_steps=2)
 
 
 def test_a_family_that_was_not_read_is_refused_in_one_line() -> None:
