@@ -69,7 +69,7 @@ MEASURED: dict[str, dict[str, object]] = {
     "llama-3.2-1b": LLAMA_1B,
 }
 #: Families and precisions that are modelled as transformers runs them.
-FAMILIES = ("gpt2",)
+FAMILIES = ("gpt2", "llama")
 PRECISIONS = ("fp32", "bf16")
 
 
