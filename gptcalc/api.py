@@ -7,6 +7,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptcalc.catalog import Resolved, resolve
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from gptcalc.ledger.compare import Compared
     from gptcalc.ledger.design import Designs, Shape
     from gptcalc.ledger.embedding import EmbeddingStage
+    from gptcalc.ledger.explain import Snapshot
     from gptcalc.ledger.memory import Memory, Mode
     from gptcalc.ledger.request import Request
     from gptcalc.ledger.versus import Both
+    from gptcalc.reading.records import Record
     from gptcalc.report.compare import CompareJSON
     from gptcalc.report.design import DesignJSON
+    from gptcalc.report.explain import ExplainJSON, Predicted
     from gptcalc.report.memory_data import MemoryJSON
     from gptcalc.report.versus import Side, VersusJSON
 
@@ -215,6 +219,37 @@ class Versus(NamedTuple):
         return render_html(self.document())
 
 
+class Explained(NamedTuple):
+    """A memory record of torch at a moment, held against a prediction where there is one, and every form of it."""
+
+    record: "Record"
+    taken: "Snapshot"
+    predicted: "Predicted | None" = None
+    command: str = ""
+
+    def __repr__(self) -> str:
+        """The moment and what is alive; everything else is in the fields."""
+        return f"Explained({self.record.file!r}, {self.taken.moment}={self.taken.requested})"
+
+    def to_dict(self) -> "ExplainJSON":
+        """What `gptcalc explain --format json` prints."""
+        from gptcalc.report.explain import explain_json
+
+        return explain_json(self.record.file, self.record.devices, self.taken, self.predicted, self.command)
+
+    def document(self) -> Document:
+        """The report before it has a format."""
+        from gptcalc.report.explain import explain_document
+
+        return explain_document(self.record.file, self.record.devices, self.taken, self.predicted)
+
+    def _repr_html_(self) -> str:
+        """Tables for a notebook."""
+        from gptcalc.report.plain import render_html
+
+        return render_html(self.document())
+
+
 class Comparison(NamedTuple):
     """Models side by side, and every form of the report; of memory where that was asked for."""
 
@@ -283,6 +318,7 @@ __all__ = [
     "Comparison",
     "Count",
     "Design",
+    "Explained",
     "GptcalcError",
     "MemoryReport",
     "Versus",
@@ -294,6 +330,8 @@ __all__ = [
     "count_of",
     "design",
     "design_of",
+    "explain",
+    "explain_by",
     "memory",
     "memory_of",
 ]
@@ -417,6 +455,50 @@ def memory_of(
             f"memory: read {spelled('depth')} {depth} with {spelled('scope')} embedding; allowed: one of them"
         )
     return MemoryReport(resolved, embedding_stage(resolved.spec, plan), depth, defaulted, request=request)
+
+
+def explain(  # noqa: PLR0913  a choice is an argument
+    record: str | os.PathLike[str],
+    model: Model = None,
+    *,
+    at: str | None = None,
+    device: int | None = None,
+    settings: Mapping[str, object] | None = None,
+    depth: int = 1,
+    **overrides: object,
+) -> Explained:
+    """What a memory record of torch has alive: the file that `torch.cuda.memory._dump_snapshot` wrote, or JSON.
+
+    With a `model`, or `settings` as those of `memory`, each block is matched to a predicted tensor. `at` is `peak`,
+    `oom` or `end`: by default the last out-of-memory error where there is one. The file is read, never run.
+    """
+    from gptcalc.ledger.request import Request
+
+    return explain_by(Path(record), Request(model, overrides, settings or {}, {"depth": depth}), at=at, device=device)
+
+
+def explain_by(
+    file: Path,
+    request: "Request",
+    *,
+    at: str | None = None,
+    device: int | None = None,
+    spelled: Callable[[str], str] = str,
+) -> Explained:
+    """`explain` of a request as a plan file holds one; one that says nothing asks for no prediction."""
+    from gptcalc.ledger.explain import match, snapshot
+    from gptcalc.reading.records import read_record
+    from gptcalc.report.explain import Predicted
+
+    record = read_record(file)
+    taken = snapshot(record, device, at, spelled("at"))
+    if not (request.model is not None or request.overrides or request.asked or request.file):
+        return Explained(record, taken)
+    report = memory_by(request, spelled=spelled)
+    if not report.modes:
+        raise InvalidValueError(f"explain: read {spelled('scope')} embedding; allowed: a run of the whole model")
+    found = match(report.model.spec, report.answer.plan, report.modes, taken, depth=report.depth)
+    return Explained(record, taken, Predicted(report.model, report.answer.plan, found))
 
 
 def check(

@@ -7,6 +7,7 @@ from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from gptcalc.catalog import preset_names
 from gptcalc.errors import InvalidValueError, shown
@@ -136,8 +137,14 @@ def _take(
     own = signature(command, eval_str=True).parameters
     rest = [part for name, part in own.items() if name not in instead]
     shared = [Parameter(name, Parameter.KEYWORD_ONLY, **option) for name, option in options.items()]
-    wrapper.__signature__ = Signature([*shared, *rest])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {part.name: part.annotation for part in [*shared, *rest]}
+    parts = sorted([*shared, *rest], key=lambda part: not (part in rest and _is_argument(part)))
+    wrapper.__signature__ = Signature(parts)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {part.name: part.annotation for part in parts}
+
+
+def _is_argument(part: Parameter) -> bool:
+    """Whether a parameter is no option: a command's own stand before MODEL."""
+    return any(isinstance(one, ArgumentInfo) for one in getattr(part.annotation, "__metadata__", ()))
 
 
 def _overrides(given: dict[str, Any]) -> dict[str, object]:

@@ -106,6 +106,11 @@ class Alive:
                 source=source,
             )
 
+    def by_slot(self) -> dict[tuple[int, str], Held]:
+        """The row of each kind of tensor, by the index of its slot and its label, which of a turn's number is its own."""
+        rows = zip(self._found, self.held(), strict=True)
+        return {(one.slot.index, one.slot.tensor.label): held for one, held in rows}
+
     def lines(self) -> Iterator[Held]:
         """By kind and component, some kinds by op too; a fused weight is cut into the components that it holds."""
         groups: dict[tuple[Kind, str, str], list[tuple[Formula, _Alive]]] = {}

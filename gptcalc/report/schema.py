@@ -11,6 +11,7 @@ from gptcalc.report.claims import ClaimsJSON
 from gptcalc.report.compare import CompareJSON
 from gptcalc.report.count_data import CountJSON
 from gptcalc.report.design import DesignJSON
+from gptcalc.report.explain import ExplainJSON
 from gptcalc.report.memory_data import MemoryJSON
 from gptcalc.report.presets import PresetJSON, PresetsJSON
 from gptcalc.report.versus import VersusJSON
@@ -20,6 +21,7 @@ SCHEMAS: dict[str, Any] = {
     "count": CountJSON,
     "memory": MemoryJSON,
     "memory-versus": VersusJSON,
+    "explain": ExplainJSON,
     "compare": CompareJSON,
     "design": DesignJSON,
     "check": CheckJSON,

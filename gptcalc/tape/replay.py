@@ -307,19 +307,40 @@ class Request(NamedTuple):
 
 def requests(recording: Recording, segment: Segment) -> Iterator[Request]:
     """What a segment asks of the allocator."""
+    for event in segment.events:
+        yield from _of_event(recording, segment, event)
+
+
+def _of_event(recording: Recording, segment: Segment, event: Event) -> Iterator[Request]:
+    """What an event asks: one thing, or what each number of a turn that is over does."""
     stride = recording.record.n_indices
     of_numbers = stride * (2 + sum(group.n_layers for group in recording.groups))
-    for event in segment.events:
-        slot, layer = event.slot, segment.layer
-        size = slot.bytes if event.alloc else 0
-        base, by_layer = slot.index, 0
-        if slot.home is not None and layer is None:
-            base += stride * (1 + recording.actual(slot.home)[0])
-        elif slot.home is not None and layer is not None:
-            base, by_layer = base + stride * (1 + slot.home - layer), stride
-        if slot.turn is None:
-            yield Request(size, base, by_layer, 0)
-        elif slot.turn == segment.turn:
-            yield Request(size, base + of_numbers, by_layer, of_numbers)
-        else:
-            yield from (Request(size, base + of_numbers * (1 + own), by_layer, 0) for own in slot.turn.numbers)
+    slot, layer = event.slot, segment.layer
+    size = slot.bytes if event.alloc else 0
+    base, by_layer = slot.index, 0
+    if slot.home is not None and layer is None:
+        base += stride * (1 + recording.actual(slot.home)[0])
+    elif slot.home is not None and layer is not None:
+        base, by_layer = base + stride * (1 + slot.home - layer), stride
+    if slot.turn is None:
+        yield Request(size, base, by_layer, 0)
+    elif slot.turn == segment.turn:
+        yield Request(size, base + of_numbers, by_layer, of_numbers)
+    else:
+        yield from (Request(size, base + of_numbers * (1 + own), by_layer, 0) for own in slot.turn.numbers)
+
+
+def unrolled(recording: Recording) -> Iterator[tuple[Place, int, Event, int]]:
+    """Every storage that comes or goes, in the order of time: where, its address, the event, the number whose turn it is.
+
+    What is over for all numbers at once is as many.
+    """
+    for stage_number, stage in enumerate(recording.record.stages):
+        for run_number, run in enumerate(recording.runs(stage)):
+            steps = [(event, tuple(_of_event(recording, run.segment, event))) for event in run.events]
+            turns = ((layer, number) for layer in run.layers for number in run.numbers)
+            for repetition, (layer, number) in enumerate(turns):
+                for place_in_run, (event, asked) in enumerate(steps):
+                    place = Place(stage_number, run_number, repetition, place_in_run)
+                    for _, base, by_layer, by_number in asked:
+                        yield place, base + by_layer * layer + by_number * number, event, number

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, gptcalc
 
-COMMANDS = ("count", "compare", "design", "check", "bench", "presets", "claims", "schema")
+COMMANDS = ("count", "explain", "compare", "design", "check", "bench", "presets", "claims", "schema")
 IMPORTS = """
 import sys
 from gptcalc.cli.app import run
