@@ -87,22 +87,17 @@ class Machine:
     def laid_out(self) -> list[dict[str, Any]]:
         """The segments with all their blocks, as they are now."""
         live = {self.address(block): (block, line) for block, line in self.blocks.values()}
-        free = {self.address(block): (block, 0) for pool in self.pools for _, _, block in pool.free}
         found = []
         for start, size in self.segments:
-            blocks = []
-            for address in sorted(address for address in (*live, *free) if start <= address < start + size):
-                block, line = live.get(address) or free[address]
-                used = address in live
-                blocks.append(
-                    {
-                        "address": address,
-                        "size": block.size,
-                        "requested_size": block.requested if used else 0,
-                        "state": "active_allocated" if used else "inactive",
-                        "frames": self.frames(line) if used else [],
-                    }
-                )
+            blocks, place = [], start
+            for address in sorted(address for address in live if start <= address < start + size):
+                block, line = live[address]
+                if address > place:
+                    blocks.append(self.block(place, address - place))
+                blocks.append(self.block(address, block.size, block.requested, self.frames(line)))
+                place = address + block.size
+            if place < start + size:
+                blocks.append(self.block(place, start + size - place))
             active = sum(one["size"] for one in blocks if one["state"] == "active_allocated")
             found.append(
                 {
@@ -121,6 +116,13 @@ class Machine:
                 }
             )
         return found
+
+    def block(
+        self, address: int, size: int, requested: int = 0, frames: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """A stretch of a segment, free where nothing is requested of it."""
+        state = "active_allocated" if requested else "inactive"
+        return {"address": address, "size": size, "requested_size": requested, "state": state, "frames": frames or []}
 
 
 def snapshot(*machines: Machine, last: int | None = None) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Alive:
             )
 
     def by_slot(self) -> dict[tuple[int, str], Held]:
-        """The row of each kind of tensor, by the index of its slot and its label, which of a turn's number is its own."""
+        """The row of each kind of tensor, by its slot and label, which each number of a turn has its own of."""
         rows = zip(self._found, self.held(), strict=True)
         return {(one.slot.index, one.slot.tensor.label): held for one, held in rows}
 

@@ -331,7 +331,7 @@ def _of_event(recording: Recording, segment: Segment, event: Event) -> Iterator[
 
 
 def unrolled(recording: Recording) -> Iterator[tuple[Place, int, Event, int]]:
-    """Every storage that comes or goes, in the order of time: where, its address, the event, the number whose turn it is.
+    """Every storage that comes or goes, in time: where that is, its address, the event, the number whose turn it is.
 
     What is over for all numbers at once is as many.
     """

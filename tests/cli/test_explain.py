@@ -11,10 +11,11 @@ import re
 import sys
 from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import snapshots
+import steps
 from jsonschema import Draft202012Validator
 from snapshots import Machine, Request, of_tape, of_trace, snapshot
 from support import gptcalc
@@ -438,3 +439,28 @@ def test_the_writer_of_these_tests_lays_segments_out_whole() -> None:
         assert sum(block["size"] for block in blocks) == segment["total_size"]
         assert all(one["address"] + one["size"] == other["address"] for one, other in pairwise(blocks))
     assert snapshots.BASES[0] < snapshots.BASES[1]
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_experts_in_turns_and_recomputed_layers_are_matched(
+    tmp_path: Path, mode: ModeName, checkpointing: Literal["none", "full"]
+) -> None:
+    """A mixture's experts, which a tape has as one that stands for many, are told one by one; none is left over."""
+    model = resolve(steps.MIXTRAL | {"num_local_experts": 7, "num_hidden_layers": 5}, {})
+    settings: dict[str, Any] = {"batch": 3, "seq": 9, "attention": "math", "checkpointing": checkpointing}
+    if mode == "inference":
+        del settings["checkpointing"]
+    machine = Machine().run(of_tape(mode, model.spec, Plan(**settings)))
+    found = api.explain(
+        written(tmp_path, snapshot(machine)),
+        steps.MIXTRAL,
+        settings={**settings, "mode": mode},
+        num_local_experts=7,
+        num_hidden_layers=5,
+        depth=3,
+    )
+    assert found.predicted is not None
+    match = found.predicted.match
+    assert (match.missing, match.others) == (0, ())
+    assert match.found == match.peak == machine.allocator.peak().requested
