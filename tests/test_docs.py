@@ -61,7 +61,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
     assert dict(commands) == {
         "main": "python -m pip install . && gptcalc count gpt3-175b",
-        "test": "python -m pip install -e '.[dev]' && python -m pytest",
+        "test": "python -m pip install -e '.[dev]' && python -m pytest -n auto --dist worksteal",
     }
     assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 

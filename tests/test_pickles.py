@@ -163,6 +163,7 @@ def test_every_opcode_that_makes_more_is_refused(body: bytes) -> None:
         b"\x80\x02}(K\x01u.",
         b"\x80\x02}NK\x02s.",
         b"\x80\x02](K\x01K\x02u.",
+        b"\x80\x02N(K\x01K\x02u.",
         b"\x80\x02}K\x01a.",
         b"\x80\x02\x86.",
         b"\x80\x02X\xff\xff\xff\xffabc.",

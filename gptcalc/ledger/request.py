@@ -87,7 +87,7 @@ class Request(NamedTuple):
             before = values(resolve(base.model, base.overrides).spec, base.settings)
             after = values(spec, found.settings)
             same = {field: value for field, value in kept.items() if before.get(field) == after.get(field)}
-            found, _ = _without_useless(spec, found._replace(defaults=same), spelled)
+            found = found._replace(defaults=_fitting(spec, found.settings, same))
         return found._replace(left=tuple(left))
 
 
@@ -106,17 +106,27 @@ def _without_useless(spec: Spec, request: Request, spelled: Spelled) -> tuple[Re
     left: list[str] = []
     while True:
         try:
-            _settled(spec, request.asked, request.spelled(spelled))
+            _settled(spec, request.settings, request.spelled(spelled))
         except UselessError as error:
-            if error.field in request.typed or error.field not in request.asked:
+            if error.field in request.typed or error.field not in request.settings:
                 raise
             left.append(error.field)
-            settings, defaults = dict(request.settings), dict(request.defaults)
-            settings.pop(error.field, None)
-            defaults.pop(error.field, None)
-            request = request._replace(settings=settings, defaults=defaults)
+            settings = {field: value for field, value in request.settings.items() if field != error.field}
+            request = request._replace(settings=settings)
         else:
             return request, left
+
+
+def _fitting(spec: Spec, settings: Asked, defaults: Asked) -> dict[str, object]:
+    """The defaults that have a use beside the settings, and agree with them."""
+    kept: dict[str, object] = {}
+    for field, value in defaults.items():
+        try:
+            _settled(spec, {**settings, **kept, field: value})
+        except InvalidValueError:
+            continue
+        kept[field] = value
+    return kept
 
 
 def _settled(spec: Spec, asked: Asked, spelled: Spelled = str) -> tuple[Plan, str]:
@@ -249,13 +259,13 @@ def to_table(request: Request) -> dict[str, object]:
     spec = resolve(request.model, request.overrides).spec
     found = values(spec, request.asked)
     defaults = {field: value for field, value in found.items() if field not in request.settings}
-    typed = frozenset(request.settings)
-    whole, _ = _without_useless(spec, request._replace(defaults=defaults, typed=typed), str)
-    settings = {field: whole.asked[field] for field in RUN if field in whole.asked}
+    kept = _fitting(spec, request.settings, defaults)
+    whole = {**kept, **request.settings}
+    settings = {field: whole[field] for field in RUN if field in whole}
     return {
         "schema": SCHEMA,
         "model": base.preset.name if base.preset else fields,
-        "defaulted": [field for field in settings if field in whole.defaults],
+        "defaulted": [field for field in settings if field in kept],
         "overrides": dict(request.overrides),
         "settings": settings,
         "view": {**VIEW, **request.view},

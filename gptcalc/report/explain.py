@@ -258,7 +258,9 @@ def _heading(devices: Sequence[int], taken: Snapshot, predicted: Predicted | Non
     if predicted:
         model, plan, match = predicted
         name = f"{model.title}, changed" if model.changed else model.title
-        yield f"against {name}: {match.mode}, batch {plan.batch:,}, {plan.seq:,} tokens, {plan.precision}"
+        update = f", {plan.optimizer} ({plan.optimizer_impl})" if match.mode == "training" else ""
+        settings = f"batch {plan.batch:,}, {plan.seq:,} tokens, {plan.precision}{update}, attention {plan.attention}"
+        yield f"against {name}: {match.mode}, {settings}, {plan.target}, torch {plan.torch}"
         yield from (f"  {note}" for note in heading_notes(model))
         step = f" of step {match.step}" if match.mode == "training" and match.phase != "build" else ""
         yield f"it fits best in {match.phase}{step}, at {match.moment}"

@@ -176,6 +176,21 @@ def test_what_the_typed_has_no_use_for_is_let_go_and_said(capsys: pytest.Capture
     assert "--logits" in refused(capsys, "memory", "--plan", path, "--mode", "training", "--logits", "all")
 
 
+@pytest.mark.parametrize("optimizer", SETTINGS["optimizer"].names)
+@pytest.mark.parametrize("mode", ["training", "both"])
+def test_every_optimizer_may_be_typed_over_saved_defaults(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, optimizer: str, mode: str
+) -> None:
+    """What AdamW has by default gives way to what the other has: the answer is that of the option alone."""
+    toy = str(plan_file(tmp_path, json.dumps(TOY), "toy.json"))
+    path = str(tmp_path / "run.toml")
+    assert run(["memory", toy, "--mode", mode, "--save-plan", path]) == 0
+    capsys.readouterr()
+    found = answered(capsys, "--plan", path, "--optimizer", optimizer)
+    alone = answered(capsys, toy, "--mode", mode, "--optimizer", optimizer)
+    assert (found["plan"], found["training"]) == (alone["plan"], alone["training"])
+
+
 @pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_plan_file_is_one_clear_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: list[str]
