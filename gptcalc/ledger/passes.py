@@ -187,12 +187,13 @@ def recomputed(
     shared: Sequence[Tensor] = (),
     arguments: Sequence[Tensor] = (),
     keywords: Sequence[Tensor] = (),
+    handed: Sequence[Tensor] = (),
 ) -> list[Stretch]:
     """The stretches, the layers among them under checkpoints: each keeps its input, and holds what else it is given.
 
     What the layers themselves have made for all (`shared`) lives until the first one needs it no more. Of what it is
     given it keeps the `arguments` as it keeps its input; what comes by keyword it merely holds:
-    what it reads of that, and the `keywords` that it does not.
+    what it reads of all that is `handed` on, and the `keywords` that it does not read.
     """
     found, ends = [], tuple(shared)
     for stretch in stretches:
@@ -201,7 +202,8 @@ def recomputed(
             continue
         read = {access.tensor for op in stretch.rows for access in op.reads}
         keeps = (at.x, *(tensor for tensor in arguments if tensor in read))
-        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", keeps, tuple(keywords), ends))))
+        holds = (*keywords, *(tensor for tensor in handed if tensor in read and tensor not in keeps))
+        found.append(stretch._replace(rows=under(stretch.rows, Checkpoint("block", keeps, holds, ends))))
         ends = ()
     return found
 

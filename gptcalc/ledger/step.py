@@ -99,7 +99,7 @@ def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, la
         if own is None:
             layers, shared = recomputed(layers, at, shared), ()
         else:
-            given = {"arguments": own.block_arguments(at), "keywords": own.block_keywords(at)}
+            given = {"arguments": own.block_arguments(at), "keywords": own.block_keywords(at), "handed": shared}
             layers = recomputed(layers, at, **given)
     return [*layers, head(spec, at, targets, shared, chunks=plan.chunked_loss, own=own)]
 

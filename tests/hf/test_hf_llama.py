@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import LLAMA, kept, tape_training
+from steps import LLAMA, kept, of_tape, of_trace, tape_training
 
 from gptcalc.catalog import resolve
 from gptcalc.plan import Plan
@@ -19,6 +19,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from hf_steps import PLAN, agree
+
+from gptcalc.witness import hub_steps
 
 DATA = Path(__file__).parents[1] / "data"
 #: What autograd keeps of transformers' own class on fake CUDA tensors.
@@ -107,6 +109,20 @@ def test_heads_that_share_one_key_see_it_and_do_not_copy_it() -> None:
     """A single key is spread over the heads: eager copies it for the product alone, and of one sequence not even so."""
     for batch in (1, 2):
         agree(LLAMA | {"num_key_value_heads": 1}, PLAN.model_copy(update={"attention": "eager", "batch": batch}))
+
+
+@pytest.mark.parametrize("backend", ["eager", "math"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_a_layer_under_a_checkpoint_holds_what_it_was_given(family: str, backend: str) -> None:
+    """Angles, positions and its mask, until it has run again."""
+    if (family, backend) == ("gemma2", "math"):
+        pytest.skip("no kernel runs with a softcap")
+    windows = {} if family == "llama" else {"sliding_window": 5}
+    config = LLAMA | {"model_type": family, "num_hidden_layers": 4} | windows
+    changes = {"attention": backend, "checkpointing": "full"}
+    plan = PLAN.model_copy(update=changes)
+    model = resolve(config, {})
+    assert of_tape(tape_training(model.spec, plan)) == of_trace(hub_steps.trace_training(model, plan))
 
 
 @pytest.mark.parametrize("name", MEASURED)
