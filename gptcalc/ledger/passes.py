@@ -181,7 +181,7 @@ def head(  # noqa: PLR0913  what a head depends on
     return Stretch("head", None, tuple(rows), result(rows))
 
 
-def recomputed(
+def recomputed(  # noqa: PLR0913, PLR0917  what a layer is given, and how
     stretches: Sequence[Stretch],
     at: Setting,
     shared: Sequence[Tensor] = (),
