@@ -18,7 +18,7 @@ from gptcalc.parts.positions import LearnedPositions, SinusoidalPositions
 from gptcalc.parts.stage import input_stage
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
-from gptcalc.tape.record import CHECKPOINT, Buffered, Home, Recorder
+from gptcalc.tape.record import Buffered, Home, Recorder
 from gptcalc.tape.replay import Group
 from gptcalc.tape.rows import Checkpoint, Op, Rows, Setting, Tensor, cut, leave, ops_of, result, under
 
@@ -230,8 +230,7 @@ def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[lis
         kept.append([])
         for checkpoint, rows in groupby(stretch.rows, lambda op: op.checkpoint if at.training else None):
             if checkpoint is not None:
-                record.keep(checkpoint.keeps, f"{CHECKPOINT} {checkpoint.name}")
-                record.hold_all(checkpoint.holds)
+                record.enter(checkpoint)
             kept[-1] += [op for op in rows if record.run(op, training=at.training, keeps=checkpoint is None)]
     return kept
 

@@ -67,8 +67,8 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
     source = _SOURCES.get(kind, _DERIVATIVES)
     if slot.op == "aten::_fused_rms_norm":
         source = f"{_DERIVATIVES}; source-derived: no GPU has confirmed what the fused kernel keeps"
-    if again := [keeper.removeprefix(CHECKPOINT).strip() for keeper in slot.keepers if keeper.startswith(CHECKPOINT)]:
-        return f"kept so that the {again[0]} can be computed again from it", CHECKPOINT_SOURCE
+    if again := [one.removeprefix(CHECKPOINT) for one in (*slot.keepers, *slot.again) if one.startswith(CHECKPOINT)]:
+        return f"kept so that the{again[0]} can be computed again from it", CHECKPOINT_SOURCE
     if slot.keepers:
         return f"kept for the backward pass of {_names(slot.keepers)}", source
     if slot.again:

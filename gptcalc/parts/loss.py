@@ -48,7 +48,7 @@ def in_chunks(
         rows += unembed(part)
         rows += cross_entropy(setting, rows[-1].output, aims, f"loss of chunk {n}")
         losses.append(rows[-1].output)
-        rows.again(start, f"loss of chunk {n}", (part, aims))
+        rows.again(start, f"loss, chunk {n}", (part, aims))
     rows += _mean(at, losses, targets)
     rows.drop(*losses, flat, wanted, *cuts[0], *cuts[1])
     return tuple(rows)

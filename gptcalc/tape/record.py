@@ -274,6 +274,12 @@ class Recorder:
             held -= Counter(drops)
         self.release_all(held.elements())
 
+    def enter(self, checkpoint: Checkpoint) -> None:
+        """Rows under a checkpoint begin: autograd keeps what they are called with, a function what else they need."""
+        reason = f"{CHECKPOINT} {checkpoint.name.partition(',')[0]}"
+        self.keep(checkpoint.keeps, reason)
+        self.keep(checkpoint.holds, reason, again=True)
+
     def hold_all(self, tensors: Iterable[Tensor]) -> None:
         """One more holds each."""
         for tensor in tensors:

@@ -241,7 +241,7 @@ def alive_at(recording: Recording, place: Place) -> list[tuple[Slot, int]]:
     for order, (run, times, part) in enumerate(_until(recording, place)):
         for place_in_run, event in enumerate(run.events):
             slot, done = event.slot, times + (place_in_run <= part)
-            example[slot.index] = slot
+            example.setdefault(slot.index, slot)
             first.setdefault(slot.index, (order, run.numbers))
             sign = 1 if event.alloc else -1
             if len(run.numbers) == 1:

@@ -57,7 +57,8 @@ class Checkpoint(NamedTuple):
     """A stretch of rows that runs again in the backward pass (`torch.utils.checkpoint`, non-reentrant).
 
     Autograd keeps the tensors that it was called with (`keeps`); what reached it another way it `holds`. Other
-    references, which are there already, end with it (`ends`). `name` tells it from others of the same stretch.
+    references, which are there already, end with it (`ends`). `name` tells it from others of the same stretch; up to a
+    comma it says what runs again.
     """
 
     name: str

@@ -485,6 +485,29 @@ def test_saved_activations_are_listed_by_op() -> None:
     assert found["MLP: gelu"].key == "activations.MLP.gelu"
 
 
+def test_what_is_kept_under_checkpoints_says_so() -> None:
+    """A block keeps its input, attention its query, key and value and a mask; what is made anew says that too."""
+    spec = resolve("gpt2", {}).spec
+    again = "kept so that the {} can be computed again from it"
+    for fields, said in (
+        ({"checkpointing": "full"}, {"x after MLP": again.format("block")}),
+        (
+            {"checkpointing": "selective", "attention": "eager"},
+            {label: again.format("attention") for label in ("query, key, value", "causal mask")},
+        ),
+        (
+            {"chunked_loss": 8},
+            {
+                "normalised x": again.format("loss"),
+                "log-probabilities": "computed again in the backward pass, for that of _log_softmax, nll_loss_forward",
+            },
+        ),
+    ):
+        plan = Plan.model_validate({"batch": 8, "seq": 1024} | fields)
+        (mode,) = memory(spec, plan, ("training",)).modes
+        assert said.items() <= {(held.label, held.why) for held in mode.held}
+
+
 def test_a_step_is_the_second_one() -> None:
     """In the forward pass the optimizer's states are there already, as in every step but the first."""
     spec = resolve(GPT2, {}).spec

@@ -52,6 +52,21 @@ def test_a_folded_pattern_is_the_whole_run(impl: str) -> None:
     assert answers(asked[0]) == answers(asked[1])
 
 
+@pytest.mark.parametrize(
+    ("attention", "own"),
+    [("eager", {"checkpointing": "full"}), ("math", {"checkpointing": "selective"}), ("eager", {"chunked_loss": 5})],
+)
+def test_a_folded_pattern_that_runs_again_is_the_whole_run(attention: str, own: dict[str, object]) -> None:
+    """Each layer under a checkpoint, or its attention; masks live until the first layer needs them no more."""
+    spec = resolve(GEMMA, {}).spec
+    plan = Plan.model_validate({"batch": 2, "seq": 11, "optimizer": "sgd", "attention": attention} | own)
+    update, kernels = optimizer(plan, torch_version(plan.torch)), [attention] * len(spec.layers)
+
+    assert answers(training(spec, plan, kernels, update, None, recorded=3)) == answers(
+        training(spec, plan, kernels, update, None, recorded=ALL)
+    )
+
+
 def test_a_pattern_is_recorded_three_times() -> None:
     """Of Qwen3-Next's 48 layers, three linear ones and a full one in turns, twelve are recorded."""
     (group,) = groups(resolve("qwen3-next-80b-a3b", {}).spec, 3)
