@@ -25,8 +25,6 @@ OTHER = {
     b"<h": "a web page",
     b"GGUF": "a GGUF file",
 }
-#: Blocks that a tensor has, or had: another stream may still use them.
-ACTIVE = ("active_allocated", "active_awaiting_free")
 Frames = Sequence[Mapping[str, Any]]
 
 
@@ -41,8 +39,8 @@ class Block(NamedTuple):
 
     @property
     def is_active(self) -> bool:
-        """Whether it is in use."""
-        return self.state in ACTIVE
+        """Whether a tensor has it (`active_allocated`), or another stream may still use it (`active_pending_free`)."""
+        return self.state.startswith("active")
 
 
 class Segment(NamedTuple):

@@ -194,6 +194,21 @@ def test_of_several_devices_that_with_most_events_is_told(capsys: pytest.Capture
     assert "device 1 of 0, 1, the one with most events" in capsys.readouterr().out
 
 
+def test_a_block_is_alive_until_its_free_is_completed() -> None:
+    """Another stream may still use what nobody holds: torch calls it pending, and counts it as requested."""
+    whole = snapshot(Machine().run([Request(1, 5000), Request(2, 600), Request(1, 0)]))
+    trace = whole["device_traces"][0]
+    assert trace[-1]["action"] == "free_completed"
+    assert at_moment(from_plain(whole, "x"), moment="end").requested == 600
+    del trace[-1]
+    blocks = [block for segment in whole["segments"] for block in segment["blocks"]]
+    merged = next(block for block in blocks if block["state"] == "inactive")
+    own = {**merged, "address": trace[-1]["addr"], "size": 5120, "requested_size": 5000, "state": "active_pending_free"}
+    whole["segments"][0]["blocks"].append(own)
+    taken = at_moment(from_plain(whole, "x"), moment="end")
+    assert (taken.requested, taken.missed) == (5600, 0)
+
+
 def test_older_and_smaller_forms_are_read() -> None:
     """A list of segments, blocks with a history and without addresses, a list of events, or a list of such lists."""
     whole = snapshot(toy())
