@@ -170,15 +170,11 @@ def _optimizer_settings(given: Asked) -> Mapping[str, tuple[str, ...]]:
 
 def _of_transformers(names: dict[str, str], spelled: Spelled) -> dict[str, str]:
     """Of transformers' code a training step is modelled, and nothing else: what was asked, with that mode."""
-    for field, wrong, allowed, why in (
-        ("mode", ("inference", "both"), "training", "of which a training step alone is modelled"),
-        ("scope", ("embedding",), "model", "of which a training step alone is modelled"),
-        ("checkpointing", ("selective",), "none, full", "which has blocks run again or none"),
-    ):
+    for field, wrong, allowed in (("mode", ("inference", "both"), "training"), ("scope", ("embedding",), "model")):
         if (read := names.get(field)) in wrong:
             raise InvalidValueError(
-                f"memory: read {spelled(field)} {read} with {spelled('implementation')} transformers, {why}; allowed:"
-                f" {spelled(field)} {allowed}, or"
+                f"memory: read {spelled(field)} {read} with {spelled('implementation')} transformers, of which a"
+                f" training step alone is modelled; allowed: {spelled(field)} {allowed}, or"
                 f" {spelled('implementation')} reference"
             )
     return {**names, "mode": "training"}

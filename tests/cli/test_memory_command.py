@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "transformers with the core of attention again": (
         ["--implementation", "transformers", "--checkpointing", "selective"],
-        ["--checkpointing selective", "--implementation transformers", "none, full"],
+        ["--checkpointing", "read selective", "none or full"],
     ),
     "inference by transformers": (
         ["--implementation", "transformers", "--mode", "both"],
