@@ -117,10 +117,14 @@ def test_a_step_takes_at_its_peak_what_was_measured(case: dict[str, Any]) -> Non
             "implementation": "transformers",
         }
     )
-    recording = record("training", model(kind), plan, None)
+    found = rounded_phases(model(kind), plan)
+    assert found | {"optimizer": found["optimizer"] - LOSS} == case["phases"]
+
+
+def rounded_phases(spec: Spec, plan: Plan) -> dict[str, int]:
+    """The peak of each phase of the second step, without what kernels take for themselves."""
+    recording = record("training", spec, plan, None)
     stages = recording.record.stages
     last = range(len(stages) - len(PHASES["training"]) - 1, len(stages))
     rounded = fold(recording, last).rounded
-    found = {stages[n].name: rounded[n] for n in last if stages[n].name in PHASES["training"]}
-    found["optimizer"] -= LOSS
-    assert found == case["phases"]
+    return {stages[n].name: rounded[n] for n in last if stages[n].name in PHASES["training"]}
