@@ -99,11 +99,10 @@ def _attention(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> tuple[Tenso
     own(cut)
     own.drop(fused)
     given = attend.Given(*(attend.by_head(part, inside, own, access.tensor) for access in cut.writes))
-    weights: tuple[Tensor, ...] = ()
     if at.attention == "eager":
         joined, *weights = _eager(part, inside, own, given)
     else:
-        joined = common.sdpa(part, inside, own, given)
+        joined, weights = common.sdpa(part, inside, own, given), []
     out = tape.project(inside, own, part.out_name, joined, tape.made(x, "attention output"), bias=True, transposed=True)
     own.drop(joined)
     if at.training and part.residual_dropout:

@@ -231,9 +231,9 @@ def _attention(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> tuple[Tenso
     ):
         vectors.append(_vector(part, inside, own, name, tape.made(x, label, *at.tokens, heads, size), x))
     query, key, value = vectors
-    rotated = [_rotated(own, vector, *_waves(at, size)) for vector in (query, key)]
+    turned = _rotated(own, query, *_waves(at, size)), _rotated(own, key, *_waves(at, size))
     own.drop(query, key)
-    given = attend.Given(*rotated, value)
+    given = attend.Given(*turned, value)
     if at.attention == "eager":
         joined, *weights = _eager(part, inside, own, given)
     else:
