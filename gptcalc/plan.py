@@ -14,6 +14,8 @@ Checkpointing = Literal["none", "full", "selective"]
 Logits = Literal["last", "all"]
 #: Whose code runs.
 Implementation = Literal["reference", "transformers"]
+MasterDtype = Literal["none", "fp32"]
+GradDtype = Literal["none", "fp32", "bf16", "fp16"]
 
 
 class Plan(Record):
@@ -23,6 +25,11 @@ class Plan(Record):
     prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache. With
     `checkpointing` each block (`full`), or the core of its attention (`selective`), runs again in the backward pass.
     Logits and loss of training are computed in `chunked_loss` chunks of the tokens, each again in the backward pass.
+
+    A step of training adds up the gradients of `grad_accum` such batches (each a micro-batch), and clips them where
+    their norm is above `grad_clip` (0: never). With `zero_grads` they are then zeroed and stay, else they become None.
+    With `keep_outputs` the logits and the loss stay until the next forward pass has made its own. `master_weights` is
+    the dtype of the copies that the optimizer updates; `grad_dtype` that of buffers to which gradients are added.
     """
 
     batch: Size = 1
@@ -32,6 +39,12 @@ class Plan(Record):
     optimizer_impl: OptimizerImpl = "foreach"
     momentum: float = 0.0
     amsgrad: bool = False
+    grad_accum: Size = 1
+    grad_clip: float = 0.0
+    zero_grads: bool = False
+    keep_outputs: bool = False
+    master_weights: MasterDtype = "none"
+    grad_dtype: GradDtype = "none"
     attention: AttentionChoice = "auto"
     checkpointing: Checkpointing = "none"
     chunked_loss: Size = 1
@@ -42,3 +55,8 @@ class Plan(Record):
     torch: str = "2.13"
     expandable_segments: bool = False
     compile: bool = False
+
+
+def weight_dtype(plan: Plan) -> str:
+    """The dtype of the model's own weights, and so of their gradients."""
+    return plan.precision

@@ -71,13 +71,20 @@ def with_attention(spec: Spec, **fields: Any) -> Spec:
     return spec.model_copy(update={"layers": tuple(groups)})
 
 
-def tape_training(
-    spec: Spec, plan: Plan, *, kernels: Kernels | None = None, n_steps: int = 2, recorded: int = ALL
+def tape_training(  # noqa: PLR0913  what a run depends on
+    spec: Spec,
+    plan: Plan,
+    *,
+    kernels: Kernels | None = None,
+    n_steps: int = 2,
+    recorded: int = ALL,
+    recorded_batches: int = 2,
 ) -> Recording:
     """Training with the attention and the optimizer of the plan."""
     update = optimizer(plan, torch_version(plan.torch))
     backends = [plan.attention] * len(spec.layers)
-    return training(spec, plan, backends, update, kernels, n_steps=n_steps, recorded=recorded)
+    how = {"n_steps": n_steps, "recorded": recorded, "recorded_batches": recorded_batches}
+    return training(spec, plan, backends, update, kernels, **how)
 
 
 def tape_inference(spec: Spec, plan: Plan, *, recorded: int = ALL) -> Recording:

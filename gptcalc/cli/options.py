@@ -175,7 +175,7 @@ def _plan_option(field: str, setting: "Setting") -> dict[str, Any]:
     """The option of a setting."""
     panel = ": ".join(filter(None, ("The run", setting.used_in)))
     if setting.kind == "flag":
-        names_of_both = f"{spelled(field)}/--no-{spelled(field).removeprefix('--')}"
+        names_of_both = f"{spelled(field)}/{spelled(setting.other or f'no_{field}')}"
         return _option(bool, names_of_both, help=setting.help, rich_help_panel=panel)
     names = setting.names
     return _option(

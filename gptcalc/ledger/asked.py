@@ -13,12 +13,15 @@ from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.plan import (
     AttentionChoice,
     Checkpointing,
+    GradDtype,
     Implementation,
     Logits,
+    MasterDtype,
     OptimizerImpl,
     OptimizerName,
     Plan,
     Precision,
+    weight_dtype,
 )
 from gptcalc.spec import MOST, Spec
 
@@ -32,9 +35,10 @@ Spelled = Callable[[str], str]
 class Setting(NamedTuple):
     """A setting of a run: one row of `SETTINGS` is all that it takes beside its field in `Plan` and `gptcalc.memory`.
 
-    `help` is what its option says. It takes one of `names`, or what `check` lets through; neither: it is handled by
-    itself below. `used_in` is the one mode that has a use for it. `kind` is what the command line reads: a name, a
-    number, a word (`metavar` says which), or a flag. `told` says whether the heading names it where nobody gave it.
+    `help` is what its option says; a flag may have an `other` name, which says no. It takes one of `names`, or what
+    `check` lets through; neither: it is handled by itself below. `used_in` is the one mode that has a use for it.
+    `kind` is what the command line reads: a name, a number, a word (`metavar` says which), or a flag. `told` says
+    whether the heading names it where nobody gave it.
     """
 
     help: str
@@ -44,6 +48,7 @@ class Setting(NamedTuple):
     kind: Literal["name", "number", "word", "flag"] = "name"
     metavar: str = "NAME"
     told: bool = True
+    other: str = ""
 
 
 #: What `mode` may be, and the modes that it asks for.
@@ -56,6 +61,8 @@ SCOPES = ("model", "embedding")
 EMBEDDING = ("batch", "seq", "precision", "implementation", "scope")
 #: The fields of the model that `dropout` sets.
 DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
+#: Micro-batches of a step.
+MOST_MICRO_BATCHES = 1_000_000
 #: The sequence that nobody asked for, where the context is longer.
 SEQ = 1024
 
@@ -93,6 +100,7 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
     fields.setdefault("optimizer_impl", _unasked_impl(names.get("optimizer", "adamw")))
     plan = Plan.model_validate(fields)
     _must_fit(plan, spelled)
+    _needed(plan, spelled)
     if scope == "embedding":
         return Settled(plan, (), tuple(field for field in EMBEDDING[:3] if field not in given))
     defaulted = [
@@ -180,6 +188,28 @@ def _of_transformers(names: dict[str, str], spelled: Spelled) -> dict[str, str]:
     return {**names, "mode": "training"}
 
 
+def _needed(plan: Plan, spelled: Spelled) -> None:
+    """Refuse what a step of this plan would have anyhow."""
+    if plan.master_weights != "none" and weight_dtype(plan) == plan.master_weights:
+        raise UselessError(
+            f"{spelled('master_weights')}: read {plan.master_weights} with {spelled('precision')} {plan.precision},"
+            f" where the weights are {plan.master_weights} already and need no copy; allowed: {spelled('precision')}"
+            f" bf16 or fp16, or no {spelled('master_weights')}",
+            "master_weights",
+        )
+    if plan.keep_outputs and plan.implementation != "reference":
+        raise InvalidValueError(
+            f"memory: read {spelled('keep_outputs')} with {spelled('implementation')} {plan.implementation}, whose"
+            " output holds a KV cache too, which is not modelled in training; allowed: one of them"
+        )
+    if plan.zero_grads and plan.grad_dtype != "none":
+        raise UselessError(
+            f"memory: read {spelled('zero_grads')} with {spelled('grad_dtype')} {plan.grad_dtype}, whose buffers stay"
+            " and are zeroed anyhow; allowed: one of them",
+            "zero_grads",
+        )
+
+
 def _only(mode: str) -> tuple[str, ...]:
     """The settings that this mode alone has a use for."""
     return tuple(field for field, setting in SETTINGS.items() if setting.used_in == mode)
@@ -233,6 +263,23 @@ def _momentum(value: object, what: str) -> float:
     return momentum
 
 
+def _norm(value: object, what: str) -> float:
+    norm = _number(value)
+    if norm is None or norm < 0:
+        raise InvalidValueError(
+            f"{what}: read {shown(value)}; allowed: the largest norm, above 0, or 0 for no clipping"
+        )
+    return norm
+
+
+def _micro_batches(value: object, what: str) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_MICRO_BATCHES:
+        raise InvalidValueError(
+            f"{what}: read {shown(value)}; allowed: a whole number of micro-batches from 1 to {MOST_MICRO_BATCHES:,}"
+        )
+    return value
+
+
 def _target(value: object, what: str) -> str:
     found = re.fullmatch(r"sm_?([0-9]{2,3})", str(value).strip().lower())
     if not found:
@@ -273,6 +320,49 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "With sgd. (default: 0)", check=_momentum, used_in="training", kind="number", metavar="X", told=False
         ),
         "amsgrad": Setting("With adamw or adam.", check=_flag, used_in="training", kind="flag", told=False),
+        "grad_accum": Setting(
+            "Micro-batches of a step, each of B sequences. (default: 1)",
+            check=_micro_batches,
+            used_in="training",
+            kind="number",
+            metavar="N",
+            told=False,
+        ),
+        "grad_clip": Setting(
+            "Clip gradients to this norm. (default: 0, never)",
+            check=_norm,
+            used_in="training",
+            kind="number",
+            metavar="X",
+            told=False,
+        ),
+        "zero_grads": Setting(
+            "Gradients are zeroed and stay, or become None. (default: set-to-none)",
+            check=_flag,
+            used_in="training",
+            kind="flag",
+            other="set_to_none",
+            told=False,
+        ),
+        "keep_outputs": Setting(
+            "Logits and loss stay until the next ones are there.",
+            check=_flag,
+            used_in="training",
+            kind="flag",
+            told=False,
+        ),
+        "master_weights": Setting(
+            "copies of the weights, which the optimizer updates. (default: none)",
+            get_args(MasterDtype),
+            used_in="training",
+            told=False,
+        ),
+        "grad_dtype": Setting(
+            "buffers, to which gradients are added. (default: none)",
+            get_args(GradDtype),
+            used_in="training",
+            told=False,
+        ),
         "attention": Setting("auto is what torch picks. (default: auto)", get_args(AttentionChoice)),
         "dropout": Setting(
             "All dropouts at once. (default: the model's own)", used_in="training", kind="number", metavar="P"

@@ -11,7 +11,7 @@ from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
 from gptcalc.ledger.reasons import COMPILED, has_rms_norm, mode_notes, optimizer_notes
-from gptcalc.ledger.step import inference, training
+from gptcalc.ledger.step import RECORDED_BATCHES, inference, training
 from gptcalc.optimizers import OPTIMIZERS, optimizer
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
@@ -40,12 +40,14 @@ ModeName = Literal["training", "inference"]
 class Phase(NamedTuple):
     """`forward`, `backward`, `optimizer`, or `prefill`, `decode`: each figure its own maximum over the phase.
 
-    `moment` says when the requested peak is: an op, and the layer that it is in (`layer 11: softmax`).
+    `moment` says when the requested peak is: an op, and the layer that it is in (`layer 11: softmax`). Of several
+    micro-batches each has its own, `forward#1` and so on; that of `batches`, from its own number on, is the same.
     """
 
     name: str
     figures: Figures
     moment: str
+    batches: int = 1
 
 
 class Point(NamedTuple):
@@ -83,6 +85,17 @@ class Mode(NamedTuple):
     notes: tuple[str, ...]
 
 
+def every_phase(phases: Sequence[Phase]) -> Iterator[Phase]:
+    """Each phase of each micro-batch, in the order of time."""
+    repeated = [phase for phase in phases if phase.batches > 1]
+    yield from (phase for phase in phases if phase.batches == 1 and phase.name != "optimizer")
+    for number in range(repeated[0].batches if repeated else 0):
+        for phase in repeated:
+            kind, _, first = phase.name.partition("#")
+            yield phase._replace(name=f"{kind}#{int(first) + number}", batches=1)
+    yield from (phase for phase in phases if phase.name == "optimizer")
+
+
 class Memory(NamedTuple):
     """The modes that were asked for."""
 
@@ -102,6 +115,18 @@ PHASES: dict[ModeName, tuple[str, ...]] = {
     "training": ("forward", "backward", "optimizer"),
     "inference": ("prefill", "decode"),
 }
+
+
+def is_phase(mode: ModeName, stage: str) -> bool:
+    """Whether a stage is a phase of the mode, of whichever micro-batch."""
+    return stage.partition("#")[0] in PHASES[mode]
+
+
+def last_step(recording: Recording) -> range:
+    """The stages of the last step of training, or of the one pass of inference."""
+    names = [stage.name for stage in recording.record.stages]
+    ends = [number for number, name in enumerate(names[:-1]) if name in ("build", "end")]
+    return range(ends[-1] + 1, len(names))
 
 
 def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
@@ -188,13 +213,17 @@ def kernel_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice, .
 def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
     recording = record(name, spec, plan, kernels)
     stages = recording.record.stages
-    n_last = len(PHASES[name]) + (name == "training")
-    last = range(len(stages) - n_last, len(stages))
+    last = last_step(recording)
     folded, blocks = fold(recording, last), replay(recording, expandable=plan.expandable_segments)
     phases = tuple(
-        Phase(stages[stage].name, _figures(folded, blocks[stage][0], stage), _moment(recording, folded.peak([stage])))
+        Phase(
+            stages[stage].name,
+            _figures(folded, blocks[stage][0], stage),
+            _moment(recording, folded.peak([stage])),
+            _batches(stages[stage].name, plan),
+        )
         for stage in last
-        if stages[stage].name in PHASES[name]
+        if is_phase(name, stages[stage].name)
     )
     peak = folded.peak(last)
     alive = Alive(spec, recording, peak.place, keeps=name == "training", optimizer=OPTIMIZERS[plan.optimizer].source)
@@ -211,16 +240,30 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         lines=tuple(alive.lines()),
         held=tuple(alive.held()),
         timeline=tuple(_points(recording, folded, name)),
-        tokens=plan.batch * plan.seq,
+        tokens=plan.batch * plan.seq * (plan.grad_accum if name == "training" else 1),
         device=(totals.reserved + CONTEXT[0], totals.reserved + CONTEXT[1]),
         attention=(", ".join(choice.backend for choice in choices), "; ".join(choice.reason for choice in choices)),
         notes=(
+            *_same(phases),
             *_routing(name, spec, plan, kernels),
             *((COMPILED,) if plan.compile else ()),
             *mode_notes(spec, [choice.backend for choice in choices], *again),
             *(optimizer_notes(plan) if name == "training" else ()),
         ),
     )
+
+
+def _same(phases: Sequence[Phase]) -> Iterator[str]:
+    """What is recorded of many micro-batches."""
+    repeated = [phase for phase in phases if phase.batches > 1]
+    if repeated:
+        first = int(repeated[0].name.partition("#")[2])
+        last = first + repeated[0].batches - 1
+        others = f"micro-batches {first + 1:,} to {last:,} do" if last > first + 1 else f"micro-batch {last} does"
+        yield (
+            f"{others} what micro-batch {first} does: the same gradients and the same loss are there when each begins,"
+            f" so that {' and '.join(phase.name for phase in repeated)} stand for them all"
+        )
 
 
 def _routing(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Iterator[str]:
@@ -230,13 +273,18 @@ def _routing(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> It
     ):
         return
     recording = record(name, spec, plan, kernels, worst=True)
-    n_stages = len(recording.record.stages)
-    last = range(n_stages - len(PHASES[name]) - (name == "training"), n_stages)
+    last = last_step(recording)
     most = fold(recording, last).peak(last).requested
     yield (
         f"experts see B·T·k rows in all, spread evenly here; where all tokens go to the same k experts,"
         f" {format_count(most)} bytes ({format_bytes(most)}) are requested at the peak"
     )
+
+
+def _batches(stage: str, plan: Plan) -> int:
+    """How many micro-batches a recorded one stands for: the last recorded one for all that follow."""
+    number = stage.partition("#")[2]
+    return plan.grad_accum - int(number) + 1 if number and int(number) == RECORDED_BATCHES else 1
 
 
 def _figures(folded: Fold, blocks: Figures, stage: int) -> Figures:
@@ -255,7 +303,7 @@ def _moment(recording: Recording, peak: Folded) -> str:
 def _points(recording: Recording, folded: Fold, name: ModeName) -> Iterator[Point]:
     for point in folded.points:
         stage = recording.record.stages[point.place.stage].name
-        if stage in PHASES[name]:
+        if is_phase(name, stage):
             label = point.label if point.layer is None else f"layer {point.layer}"
             alive: dict[Kind, int] = {}
             for kind, size in point.alive.items():

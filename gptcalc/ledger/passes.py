@@ -7,7 +7,7 @@ only itself and its neighbours, so that the middle one stands for all others.
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from gptcalc.formula import Dim
 from gptcalc.hf import Code, code_of
@@ -27,12 +27,21 @@ RECORDED = 3
 
 
 class Stretch(NamedTuple):
-    """Rows that run in one go: of a layer, or outside the layers. It reads `setting.x` and hands on `out`."""
+    """Rows that run in one go: of a layer, or outside the layers. It reads `setting.x` and hands on `out`.
+
+    `beside` is what else the caller then holds.
+    """
 
     label: str
     layer: Home
     rows: tuple[Op, ...]
     out: Tensor
+    beside: tuple[Tensor, ...] = ()
+
+    def keeping(self, *values: Tensor) -> Self:
+        """The same rows, where the caller holds `values` too."""
+        rows = (op._replace(drops=tuple(one for one in op.drops if one not in values)) for op in self.rows)
+        return self._replace(rows=tuple(rows), beside=values)
 
 
 def groups(spec: Spec, recorded: int) -> tuple[Group, ...]:

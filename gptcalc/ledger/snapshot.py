@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple, get_args
 
 from gptcalc.allocator import Allocator, Block, Figures
-from gptcalc.ledger.memory import PHASES, Mode, ModeName, record
+from gptcalc.ledger.memory import Mode, ModeName, every_phase, is_phase, last_step, record
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape.kernels import CudaKernels, target, torch_version
@@ -138,7 +138,7 @@ def compare(predicted: Mode, measured: Measured) -> tuple[Compared, ...]:
     """Each figure of each phase, in order, and of what stays between steps; nothing of a run that was skipped."""
     if measured.persistent is None:
         return ()
-    ours = {phase.name: phase.figures for phase in predicted.phases} | {BETWEEN: predicted.persistent}
+    ours = {phase.name: phase.figures for phase in every_phase(predicted.phases)} | {BETWEEN: predicted.persistent}
     theirs = {**measured.phases, BETWEEN: measured.persistent}
     return tuple(
         Compared(phase, figure, getattr(ours[phase], figure), getattr(theirs[phase], figure))
@@ -293,12 +293,12 @@ def alive_at_peak(phases: Sequence[Recorded], number: int) -> list[tuple[Event, 
 
 def _predicted_alive(recording: Recording, mode: ModeName) -> dict[str, list[tuple[Slot, int]]]:
     """What the tape has alive at the requested peak of each phase of the last step."""
-    last = {stage.name: number for number, stage in enumerate(recording.record.stages)}
-    numbers = [last[phase] for phase in PHASES[mode]]
-    folded = fold(recording, range(min(numbers), max(numbers) + 1))
+    last, stages = last_step(recording), recording.record.stages
+    folded = fold(recording, last)
     return {
-        phase: alive_at(recording, folded.peak([number]).place)
-        for phase, number in zip(PHASES[mode], numbers, strict=True)
+        stages[number].name: alive_at(recording, folded.peak([number]).place)
+        for number in last
+        if is_phase(mode, stages[number].name)
     }
 
 

@@ -1,12 +1,15 @@
 """A training step and an inference run as scripts: what a user's loop does, recorded from the parts' tapes.
 
-Training, with everything that a variable holds:
+Training, with everything that a variable holds; N is the number of micro-batches, 1 where nothing else was asked for:
 
-    loss = model(ids, targets).loss      # the logits are not kept
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()                # gradients become None
+    for micro_batch in range(N):
+        loss = model(ids, targets).loss / N      # nothing is divided by one; the logits are not kept
+        loss.backward()
+    ...                                          # `ledger.update`
+    optimizer.zero_grad()                        # gradients become None
     del loss
+
+Where outputs are kept, `out = model(ids, targets)` comes first, and neither `out` nor `loss` is deleted.
 """
 
 from collections.abc import Sequence
@@ -28,6 +31,7 @@ from gptcalc.ledger.passes import (
     shared_by_layers,
     trunk,
 )
+from gptcalc.ledger.update import Update, micro_batches
 from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
@@ -35,9 +39,12 @@ from gptcalc.parts.delta import GatedDeltaNet
 from gptcalc.parts.latent import LatentAttention
 from gptcalc.plan import Plan
 from gptcalc.spec import Part, Spec
-from gptcalc.tape.record import Home, Kernels, Recorder
+from gptcalc.tape.record import Home, Kernels, Recorder, Slot
 from gptcalc.tape.replay import Group, Recording
-from gptcalc.tape.rows import Setting, Tensor
+from gptcalc.tape.rows import Op, Setting, Tensor, over_number, result
+
+#: Micro-batches of a step that are recorded.
+RECORDED_BATCHES = 2
 
 
 def training(  # noqa: PLR0913  what a step depends on
@@ -49,43 +56,83 @@ def training(  # noqa: PLR0913  what a step depends on
     *,
     n_steps: int = 2,
     recorded: int = RECORDED,
+    recorded_batches: int = RECORDED_BATCHES,
     worst: bool = False,
 ) -> Recording:
     """Build, then `n_steps` steps of forward, backward, optimizer, end; `attention` names each group's kernel.
 
-    Mixtures are routed evenly, or so that most is alive (`worst`).
+    Of the micro-batches of a step the first `recorded_batches` are recorded: each one after the first finds the same
+    gradients and the same loss, and does the same. Mixtures are routed evenly, or so that most is alive (`worst`).
     """
     record, among = Recorder(kernels), groups(spec, recorded)
+    recording = Recording(record, among)
     at = setting(spec, plan, plan.seq, training=True, worst=worst)
     parameters = _build(record, spec, plan, among)
+    update = Update(recording, plan, optimizer, parameters)
     own = code(spec, plan)
     targets = at.ids if own is not None else at.ids._replace(label="targets")  # transformers' loss shifts labels itself
     for tensor in (*(() if own is None else own.buffers(spec, at)), *dict.fromkeys((at.ids, targets))):
         record.given(tensor, "inputs")
+    update.build()
     stretches: list[Stretch] = []
     if not spec.unknown_ops:
         stretches = _training_stretches(spec, plan, at, targets, trunk(spec, at, among, attention, own))
-    for step in range(n_steps):
-        record.new_step()
-        record.stage("forward")
-        kept = forward(record, stretches, at)
-        record.stage("backward")
-        if stretches:
-            backward(record, stretches, kept, at)
-        else:
-            _gradients(record, parameters)
+    held = _Variables(record)
+    for _ in range(n_steps):
+        for number in micro_batches(plan, recorded_batches):
+            record.new_pass()
+            record.stage(f"forward{number}")
+            kept = forward(record, stretches, at)
+            run = _loss(record, stretches, kept, plan, held)
+            record.stage(f"backward{number}")
+            if run:
+                backward(record, run, kept, at)
+            else:
+                _gradients(record, parameters)
         record.stage("optimizer")
-        trained = [one for one in parameters if record.has_gradient(one.tensor.name, one.layer)]
-        optimizer.update(record, trained, first=not step)
+        update.step()
         record.stage("end")
-        for tensor, layer, label, _ in parameters:
-            record.segment(label, layer)
-            if (grad := record.parameter_gradient(tensor.name)) is not None:
-                record.release(grad)
+        update.let_go()
         record.segment("end")
-        if stretches:
-            record.release(record.slot(stretches[-1].out))
-    return Recording(record, among)
+        if not plan.keep_outputs:
+            held.bind("loss")
+    return recording
+
+
+class _Variables:
+    """What the loop's variables hold from one micro-batch to the next."""
+
+    def __init__(self, record: Recorder) -> None:
+        """No variable is bound."""
+        self.record = record
+        self._held: dict[str, list[Slot]] = {}
+
+    def bind(self, name: str, *values: Tensor) -> None:
+        """`name` is bound to these values, and what it held until now is let go."""
+        before, self._held[name] = self._held.get(name, []), [self.record.slot(value) for value in values]
+        for slot in before:
+            self.record.release(slot)
+
+
+def _loss(
+    record: Recorder, stretches: list[Stretch], kept: list[list[Op]], plan: Plan, held: _Variables
+) -> list[Stretch]:
+    """After a forward pass: the variables are bound; of several micro-batches each loss is its share of the mean."""
+    if not stretches:
+        return []
+    *before, last = stretches
+    n = plan.grad_accum
+    if plan.keep_outputs:
+        held.bind("out", *last.beside, last.out)
+    elif n == 1:
+        held.bind("loss", last.out)
+    if n == 1:
+        return stretches
+    share = over_number(last.out, "share of the loss")._replace(where="loss")
+    share = share if plan.keep_outputs else share._replace(drops=(last.out,))
+    kept[-1] += [op for op in (share,) if record.run(op, training=True)]
+    held.bind("loss", share.output)
+    return [*before, last._replace(out=share.output)]
 
 
 def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, layers: list[Stretch]) -> list[Stretch]:
@@ -101,7 +148,10 @@ def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, la
         else:
             given = {"arguments": own.block_arguments(at), "keywords": own.block_keywords(at), "handed": shared}
             layers = recomputed(layers, at, **given)
-    return [*layers, head(spec, at, targets, shared, chunks=plan.chunked_loss, own=own)]
+    last = head(spec, at, targets, shared, chunks=plan.chunked_loss, own=own)
+    if plan.keep_outputs and plan.chunked_loss == 1:
+        last = last.keeping(result(op for op in last.rows if op.where == spec.unembedding.name))
+    return [*layers, last]
 
 
 def inference(  # noqa: PLR0913  what a run depends on
@@ -130,7 +180,7 @@ def inference(  # noqa: PLR0913  what a run depends on
     for tensor in ids.values():
         record.given(tensor, "inputs")
     for name, _ in passes:
-        record.new_step()
+        record.new_pass()
         record.stage(name)
         record.name(at[name].ids, ids[name])
         if spec.unknown_ops:

@@ -9,7 +9,7 @@ from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held, Kind
 from gptcalc.ledger.components import COMPONENTS, component_label
-from gptcalc.ledger.memory import Memory, Mode, ModeName
+from gptcalc.ledger.memory import Memory, Mode, ModeName, Phase
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.published import words
 from gptcalc.ledger.reasons import op_words
@@ -127,6 +127,8 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
     if "training" in modes:
         chunks = f" · loss in {plan.chunked_loss:,} chunks" if plan.chunked_loss > 1 else ""
         yield f"{_optimizer(plan)} · {_dropout(model)}{RECOMPUTED[plan.checkpointing]}{chunks}"
+        if loop := "; ".join(_loop(plan)):
+            yield loop
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
     segments += " · torch.compile: not modelled, these are eager's numbers" if plan.compile else ""
@@ -142,6 +144,22 @@ def _optimizer(plan: Plan) -> str:
     return f"{OPTIMIZERS[plan.optimizer].title}{amsgrad} ({plan.optimizer_impl}){momentum}"
 
 
+def _loop(plan: Plan) -> Iterator[str]:
+    """What the loop does that is not the plain one."""
+    if plan.grad_accum > 1:
+        yield f"{format_count(plan.grad_accum)} micro-batches a step"
+    if plan.grad_dtype != "none":
+        yield f"gradients are added to {plan.grad_dtype} buffers"
+    if plan.grad_clip:
+        yield f"gradients are clipped to a norm of {plan.grad_clip:g}"
+    if plan.zero_grads:
+        yield "gradients are zeroed, not set to None"
+    if plan.master_weights != "none":
+        yield f"the optimizer updates {plan.master_weights} master weights"
+    if plan.keep_outputs:
+        yield "logits and loss are kept until the next ones are there"
+
+
 def by_default(fields: Sequence[str]) -> str:
     """The settings that nobody gave, as they are typed."""
     return f"by default: {', '.join(field.replace('_', '-') for field in fields)}"
@@ -150,7 +168,10 @@ def by_default(fields: Sequence[str]) -> str:
 def _precision(plan: Plan, modes: set[ModeName]) -> Iterator[str]:
     if "training" in modes:
         also = " (autocast is not built yet)" if plan.precision != "fp32" else ""
-        yield f"{plan.precision} weights, activations, gradients and optimizer states{also}"
+        masters = f"; {plan.master_weights} optimizer states" if plan.master_weights != "none" else ""
+        states = "and gradients" if masters else "gradients and optimizer states"
+        activations = "activations" if masters else "activations,"
+        yield f"{plan.precision} weights, {activations} {states}{masters}{also}"
     else:
         yield f"{plan.precision} weights and activations"
     if "inference" in modes:
@@ -234,8 +255,16 @@ def _cells(
 
 def _phase_table(mode: Mode) -> Table:
     """Each figure's own maximum over each phase, and over all of them."""
-    own = tuple((phase.name, *phase.figures, _read(phase.moment)) for phase in mode.phases)
+    own = tuple((_phase(phase), *phase.figures, _read(phase.moment)) for phase in mode.phases)
     return Table("", _PHASES, own, (("the greatest", *mode.totals, f"{mode.phase}: {_read(mode.moment)}"),))
+
+
+def _phase(phase: Phase) -> str:
+    """The name of a phase, and up to which micro-batch others are like it."""
+    if phase.batches == 1:
+        return phase.name
+    first = int(phase.name.partition("#")[2])
+    return f"{phase.name} to #{format_count(first + phase.batches - 1)}"
 
 
 def _read(moment: str) -> str:
@@ -274,8 +303,10 @@ def _kept(mode: Mode) -> str:
 
 
 def _tokens(mode: Mode, plan: Plan) -> str:
+    n = plan.grad_accum if mode.name == "training" else 1
     step = "a step" if mode.name == "training" else "prompt and answer together"
-    return f"{step}: {format_count(plan.batch)} × {format_count(plan.seq)}"
+    each = (*((n,) if n > 1 else ()), plan.batch, plan.seq)
+    return f"{step}: {' × '.join(map(format_count, each))}"
 
 
 def _why_table(mode: Mode, depth: int) -> Table:

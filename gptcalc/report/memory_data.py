@@ -9,13 +9,15 @@ from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held
-from gptcalc.ledger.memory import Memory, Mode
+from gptcalc.ledger.memory import Memory, Mode, Phase, every_phase
 from gptcalc.plan import Plan
 from gptcalc.report.claims import JudgementJSON
 from gptcalc.report.count_data import heading_notes, model_json
 from gptcalc.report.document import Column, Table, Value
 from gptcalc.units import format_count
 
+#: Micro-batches that do the same and are listed all the same.
+MOST_LISTED = 64
 #: Figures beside `requested`, which may be greatest at another moment.
 OTHERS = ("rounded", "allocated", "reserved")
 NOT_IN_IT = (
@@ -89,7 +91,11 @@ class AttentionJSON(TypedDict):
 
 
 class ModeJSON(TypedDict):
-    """Training or inference; `lines` are those of the instant of the requested peak."""
+    """Training or inference; `lines` are those of the instant of the requested peak.
+
+    `phases` has every micro-batch of a step (`forward#1`, `backward#1`, …), `timeline` the first two: the others do
+    what the second does. Of more than 65, `phases` too has the first two alone, and a note says so.
+    """
 
     totals: TotalsJSON
     moment: str
@@ -113,6 +119,12 @@ class PlanJSON(TypedDict):
     optimizer_impl: str
     momentum: float
     amsgrad: bool
+    grad_accum: int
+    grad_clip: float
+    zero_grads: bool
+    keep_outputs: bool
+    master_weights: str
+    grad_dtype: str
     attention: str
     checkpointing: str
     chunked_loss: int
@@ -220,6 +232,12 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "optimizer_impl": plan.optimizer_impl,
             "momentum": plan.momentum,
             "amsgrad": plan.amsgrad,
+            "grad_accum": plan.grad_accum,
+            "grad_clip": plan.grad_clip,
+            "zero_grads": plan.zero_grads,
+            "keep_outputs": plan.keep_outputs,
+            "master_weights": plan.master_weights,
+            "grad_dtype": plan.grad_dtype,
             "attention": plan.attention,
             "checkpointing": plan.checkpointing,
             "chunked_loss": plan.chunked_loss,
@@ -239,7 +257,7 @@ def _mode_json(mode: Mode, depth: int) -> ModeJSON:
     return {
         "totals": {**figures_json(mode.totals), "phase": mode.phase},
         "moment": mode.moment,
-        "phases": {phase.name: {**figures_json(phase.figures), "moment": phase.moment} for phase in mode.phases},
+        "phases": {phase.name: {**figures_json(phase.figures), "moment": phase.moment} for phase in _listed(mode)},
         "persistent": figures_json(mode.persistent),
         "lines": [_line_json(row, mode) for row in rows(mode, depth)],
         "timeline": [
@@ -256,6 +274,11 @@ def _mode_json(mode: Mode, depth: int) -> ModeJSON:
         "attention": {"backend": mode.attention[0], "reason": mode.attention[1]},
         "notes": [*mode.notes, *elsewhere(mode)],
     }
+
+
+def _listed(mode: Mode) -> Sequence[Phase]:
+    """Every phase of every micro-batch, or of very many those that differ, as a note says."""
+    return mode.phases if any(p.batches > MOST_LISTED for p in mode.phases) else list(every_phase(mode.phases))
 
 
 def figures_json(figures: Figures) -> FiguresJSON:

@@ -2,7 +2,9 @@
 
 References are counted as Python and autograd count them: a value lives while a variable, a kept tensor or a gradient
 buffer holds its storage. Gradients that meet are added into the first that arrived, if nothing else holds it and it is
-no view; otherwise into a new tensor (`InputBuffer::accumulate`, `can_accumulate_inplace`, torch/csrc/autograd).
+no view; otherwise into a new tensor (`InputBuffer::accumulate`, `can_accumulate_inplace`, torch/csrc/autograd). Once
+all that a pass has for a weight have met, the sum becomes its `.grad`, or is added into that in place, where there is
+one (`AccumulateGrad`, accumulate_grad.h); a hook may add it to a main gradient instead.
 """
 
 from collections import Counter
@@ -16,6 +18,9 @@ from gptcalc.tape.rows import Checkpoint, Op, Tensor, Turn
 CHECKPOINT = "checkpoint of the"
 #: Global, or the number of a layer.
 Home = int | None
+
+#: A product that sees x as a matrix before it transposes the weight: backwards, the weight's gradient comes first.
+VIEWS_FIRST = "aten::addmm"
 
 
 class Kernels(Protocol):
@@ -104,6 +109,9 @@ class Recorder:
         self._parameters: dict[str, Slot] = {}
         self._needs: dict[Home, set[Tensor]] = {None: set()}
         self._grads: dict[tuple[Home, Tensor | str], Buffered] = {}
+        self._uses: Counter[str] = Counter()
+        self._held_grads: dict[str, Slot] = {}
+        self._main_grads: dict[str, Slot] = {}
         self._indices: dict[tuple[bool, Turn | None, Tensor, str, str, int], int] = {}
         self._seen: Counter[tuple[Home, Tensor, str]] = Counter()
         self._layer: Home = None
@@ -135,10 +143,10 @@ class Recorder:
         """How many kinds of storages there are."""
         return len(self._indices)
 
-    def new_step(self) -> None:
-        """A step begins: what was made in the last one may be made again, at the same place."""
-        self._seen.clear()
+    def new_pass(self) -> None:
+        """A forward pass begins: nothing needs a gradient yet."""
         self._needs = {None: set()}
+        self._uses.clear()
 
     def alloc(self, tensor: Tensor, kind: str, op: str, *, shared: bool = False, where: str | None = None) -> Slot:
         """A new storage, held by nobody; at home in the current layer unless `shared`, made by the module `where`."""
@@ -238,6 +246,8 @@ class Recorder:
         if needs:
             known = self._needs.setdefault(self._layer, set())
             known |= {access.tensor for access in op.writes if differentiable(access.tensor)}
+            if not again:
+                self._uses.update(self._weights(op))
             if keeps:
                 self.keep(op.saves, op.name, again=again)
         self.release_all((*_beside(op), *op.drops))
@@ -290,6 +300,10 @@ class Recorder:
         for tensor in tensors:
             self.release(self.slot(tensor))
 
+    def _weights(self, op: Op) -> list[str]:
+        """The parameters that an op reads, as often as it does: edges of autograd's graph."""
+        return [self._named(access.tensor.name) for access in op.reads if access.tensor.name]
+
     def _differentiates(self, tensor: Tensor) -> bool:
         if tensor.name:
             return True
@@ -310,7 +324,7 @@ class Recorder:
 
     def kernel(self, op: Op) -> None:
         """An op that is in no tape (an optimizer's) runs: what its kernel takes for itself."""
-        self._take(op, "backward" if self.stages[-1].name == "backward" else "forward")
+        self._take(op, "backward" if self.stages[-1].name.startswith("backward") else "forward")
 
     # --- Backward ---
 
@@ -343,6 +357,7 @@ class Recorder:
         if not taken:
             self._let_go(op)
             self.release_all(ends)
+            self._arrived(op)
             return
         self._where = op.where
         local = {gradient(tensor): found.slot for tensor, found in taken.items()}
@@ -362,8 +377,12 @@ class Recorder:
         if op.checkpoint is None:
             self._let_go(op)
         self.release_all(ends)
-        for tensor, grad in grads.items():
-            self._accumulate(tensor, Buffered(local[grad.owner], grad.base is not None or grad in viewed))
+        late = [tensor for tensor in grads if op.name == VIEWS_FIRST and tensor in op.viewed and not tensor.name]
+        for tensor in (tensor for tensor in grads if tensor not in late):
+            self._accumulate(tensor, Buffered(local[grads[tensor].owner], _is_view(grads[tensor], viewed)))
+        self._arrived(op)
+        for tensor in late:
+            self._accumulate(tensor, Buffered(local[grads[tensor].owner], _is_view(grads[tensor], viewed)))
 
     def _run_rule(
         self, rows: Sequence[Op], local: dict[Tensor, Slot], targets: dict[Tensor, Tensor], made: list[Slot]
@@ -372,7 +391,7 @@ class Recorder:
         for row in rows:
             for tensor in (access.tensor for access in row.writes):
                 target = targets.get(tensor)
-                kind = "gradients" if target is not None and target.name else "temporary"
+                kind = self._fresh(target) if target is not None else "temporary"
                 if kind == "temporary" and _scores(tensor):
                     kind = "logits"
                 local[tensor] = self.hold(self.alloc(tensor, kind, row.name))
@@ -389,7 +408,7 @@ class Recorder:
     def _accumulate(self, tensor: Tensor, new: Buffered) -> None:
         key = self._key(tensor)
         if tensor.name and new.slot.kind == "temporary":  # that of what was computed of a weight is handed on to it
-            new.slot.kind, new.slot.tensor = "gradients", gradient(tensor)
+            new.slot.kind, new.slot.tensor = self._fresh(tensor), gradient(tensor)
         old = self._grads.get(key)
         if old is None:
             self._grads[key] = new
@@ -397,8 +416,7 @@ class Recorder:
             self.release(new.slot)
         else:
             total = gradient(tensor)._replace(label=f"sum of gradients of {tensor.label}")
-            kind = "gradients" if tensor.name else "temporary"
-            self._grads[key] = Buffered(self.hold(self.alloc(total, kind, "aten::add")), viewed=False)
+            self._grads[key] = Buffered(self.hold(self.alloc(total, self._fresh(tensor), "aten::add")), viewed=False)
             self.release(old.slot)
             self.release(new.slot)
 
@@ -408,19 +426,50 @@ class Recorder:
         shared = tensor in self._values[None] and tensor not in self._values.get(self._layer, {})
         return (None if shared else self._layer, tensor)
 
+    # --- Gradients of parameters ---
+
+    def _fresh(self, tensor: Tensor) -> str:
+        """The kind of a gradient that a pass makes: a temporary, unless it is to be a parameter's `.grad`."""
+        name = self._named(tensor.name)
+        return "gradients" if name and name not in self._held_grads and name not in self._main_grads else "temporary"
+
+    def _arrived(self, op: Op) -> None:
+        """An op has sent the gradients of the parameters that it reads: those that wait for no other are complete."""
+        for name in self._weights(op):
+            self._uses[name] -= 1
+            if not self._uses[name] and (found := self._grads.pop((None, name), None)) is not None:
+                self._complete(name, found.slot)
+
+    def _complete(self, name: str, slot: Slot) -> None:
+        """What a pass has for a parameter becomes its `.grad`, or is added in place to what there is."""
+        if name in self._held_grads or name in self._main_grads:
+            self.release(slot)
+        else:
+            self._held_grads[name] = slot
+
     def give_gradient(self, tensor: Tensor) -> None:
         """A parameter of the current layer gets its gradient, whatever op makes it."""
-        slot = self.hold(self.alloc(gradient(tensor), "gradients", "backward"))
-        self._grads[None, self._named(tensor.name)] = Buffered(slot, viewed=False)
+        slot = self.hold(self.alloc(gradient(tensor), self._fresh(tensor), "backward"))
+        self._complete(self._named(tensor.name), slot)
+
+    def main_gradient(self, tensor: Tensor, dtype: str) -> None:
+        """A parameter of the current layer gets a buffer, into which each of its gradients is added and then let go."""
+        main = tensor._replace(label=f"main gradient of {tensor.label}", dtype=dtype)
+        self._main_grads[self._named(tensor.name)] = self.hold(self.alloc(main, "gradients", "build"))
 
     def has_gradient(self, name: str, layer: Home) -> bool:
         """Whether a parameter has a gradient; what no op differentiates has none."""
-        return (None, name if layer is None else name.format(layer)) in self._grads
+        named = name if layer is None else name.format(layer)
+        return named in self._held_grads or named in self._main_grads
 
     def parameter_gradient(self, name: str) -> Slot | None:
-        """The gradient of a parameter of the current layer, let go of by the engine's buffers: it is `.grad` now."""
-        found = self._grads.pop((None, self._named(name)), None)
-        return None if found is None else found.slot
+        """The `.grad` of a parameter of the current layer, which has none from now on."""
+        return self._held_grads.pop(self._named(name), None)
+
+
+def _is_view(grad: Tensor, viewed: set[Tensor]) -> bool:
+    """Whether a gradient, or what it is made of, is a view."""
+    return grad.base is not None or grad in viewed
 
 
 def _beside(op: Op) -> list[Tensor]:

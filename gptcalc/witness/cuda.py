@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.evidence import Evidence, Finding
-from gptcalc.ledger.memory import PHASES, Mode, ModeName, memory
+from gptcalc.ledger.memory import Mode, ModeName, is_phase, memory
 from gptcalc.ledger.snapshot import (
     ALLOCATOR_SETTINGS,
     Environment,
@@ -35,8 +35,8 @@ from gptcalc.modules.checks import trusted
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.units import format_count
+from gptcalc.witness.loop import Loop, train
 from gptcalc.witness.meta import DTYPES, decoder
-from gptcalc.witness.trace import optimizer_of
 
 #: Steps of training; the last one is measured. By then the optimizer has its states, and cuBLAS its workspaces.
 STEPS = 3
@@ -235,7 +235,7 @@ def measure(  # noqa: PLR0913  the last two are for tests
         mode=mode,
         plan=plan,
         environment=environment,
-        phases={} if skipped else {name: run.taken[name] for name in PHASES[mode]},
+        phases={} if skipped else {name: taken for name, taken in run.taken.items() if is_phase(mode, name)},
         persistent=persistent,
         attention=tuple(run.attention) or ("eager",),
         recorded=history,
@@ -264,25 +264,20 @@ def _tokens(spec: Spec, batch: int, seq: int, place: str) -> Tensor:
 def _train(run: _Run, spec: Spec, plan: Plan, steps: int) -> Taken:
     """`steps` steps as a user writes them; what stays after the last."""
     place = run.gpu.place
-    with run.phase("build"):
+    stays: list[Taken] = []
+
+    def build() -> Loop:
         model = decoder(spec, plan, place).train()
         ids, targets = (_tokens(spec, plan.batch, plan.seq, place) for _ in range(2))
-        optimizer = optimizer_of(plan, model)
-    for step in range(1, steps + 1):
-        with run.phase("forward", step):
-            if step == 1:
-                with run.watching():
-                    loss = model(ids, targets).loss
-            else:
-                loss = model(ids, targets).loss
-        with run.phase("backward", step):
-            loss.backward()
-        with run.phase("optimizer", step):
-            optimizer.step()
-        with run.phase("end", step):
-            optimizer.zero_grad(set_to_none=True)
-            del loss
-    return run.stays()
+        return Loop(model, lambda: model(ids, targets))
+
+    @contextmanager
+    def phase(name: str, step: int) -> Iterator[None]:
+        with run.phase(name, step), run.watching() if name.startswith("forward") and step == 1 else nullcontext():
+            yield
+
+    train(phase, build, plan, steps, lambda: stays.append(run.stays()))
+    return stays[0]
 
 
 def _infer(run: _Run, spec: Spec, plan: Plan) -> Taken:

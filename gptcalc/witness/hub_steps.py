@@ -18,9 +18,10 @@ from gptcalc.catalog import Resolved
 from gptcalc.modules import ops
 from gptcalc.plan import Plan
 from gptcalc.witness.hub import build_class, silent
+from gptcalc.witness.loop import Loop
 from gptcalc.witness.meta import DTYPES, token_ids
 from gptcalc.witness.saved_tensors import Saved, watch
-from gptcalc.witness.trace import Loop, Recorder, Trace, recording, trace_steps
+from gptcalc.witness.trace import Recorder, Trace, recording, trace_steps
 
 #: Where rows of a mask lie apart by this, mem-efficient attention takes it as it is [sdp, preprocess_mask].
 MASK_ALIGNMENT = 8
@@ -32,7 +33,7 @@ def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "m
     def build(recorder: Recorder) -> Loop:
         for tensor in (*module.parameters(), *module.buffers(), ids):
             recorder.see(tensor, "build")
-        return Loop(module, lambda: module(input_ids=ids, labels=ids).loss)
+        return Loop(module, lambda: module(input_ids=ids, labels=ids))
 
     with as_on_cuda(plan.attention):
         module, ids = training_class(model, plan, device), token_ids(plan.batch, plan.seq, device)

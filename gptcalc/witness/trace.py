@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import graph
 from torch.optim import optimizer as optimizer_module
+from torch.utils import _foreach_utils as foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,7 +28,7 @@ from gptcalc.allocator import Allocator, Block, Figures
 from gptcalc.modules.checks import trusted
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
-from gptcalc.witness.adam8bit import AdamW8bit
+from gptcalc.witness.loop import Loop, train
 from gptcalc.witness.meta import DTYPES, decoder, token_ids
 
 
@@ -183,41 +184,23 @@ def _sole_references(device: str) -> _References:
 def trace_training(spec: Spec, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
     """`steps` steps of training as a user writes them; from the second one on, the optimizer has its states.
 
-    Phases: `build` (weights, then token IDs and targets), then for each step `forward` (with the loss; logits are not
-    kept), `backward`, `optimizer`, and `end` (gradients, then the loss, are let go).
+    Phases: `build` (weights, token IDs and targets, main gradients, master weights), then for each step `forward` (with
+    the loss; logits are not kept, unless the plan says so), `backward`, of micro-batches `forward#1` and so on,
+    `optimizer` (clipping belongs to it), and `end` (gradients, then the loss, are let go).
     """
 
     def build(_: Recorder) -> Loop:
         model = decoder(spec, plan, device).train()
         ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
-        return Loop(model, lambda: model(ids, targets).loss)
+        return Loop(model, lambda: model(ids, targets))
 
     return trace_steps(build, plan, steps, device)
-
-
-class Loop(NamedTuple):
-    """A model, and a forward pass of it with the loss, of which the output ends there."""
-
-    model: nn.Module
-    loss: Callable[[], Tensor]
 
 
 def trace_steps(build: Callable[[Recorder], Loop], plan: Plan, steps: int, device: str = "meta") -> Trace:
     """`steps` steps of what `build` builds in the phase of that name."""
     with recording(device) as recorder:
-        with recorder.phase("build"):
-            loop = build(recorder)
-            optimizer = optimizer_of(plan, loop.model)
-        for step in range(1, steps + 1):
-            with recorder.phase("forward", step):
-                loss = loop.loss()
-            with recorder.phase("backward", step):
-                loss.backward()  # type: ignore[no-untyped-call]
-            with recorder.phase("optimizer", step):
-                optimizer.step()
-            with recorder.phase("end", step):
-                optimizer.zero_grad(set_to_none=True)
-                del loss
+        train(recorder.phase, lambda: build(recorder), plan, steps)
     return Trace(tuple(recorder.phases))
 
 
@@ -242,70 +225,24 @@ def trace_inference(spec: Spec, plan: Plan, device: str = "meta") -> Trace:
     return Trace(tuple(recorder.phases))
 
 
-class Updates(Protocol):
-    """What a training loop calls of its optimizer, or optimizers."""
-
-    def step(self) -> object:
-        """Update the weights."""
-
-    def zero_grad(self, *, set_to_none: bool) -> None:
-        """Let go of the gradients."""
-
-
-class _Several:
-    """Optimizers of different weights, stepped one after the other."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self._optimizers = optimizers
-
-    def step(self) -> None:
-        """Each in turn."""
-        for one in self._optimizers:
-            one.step()
-
-    def zero_grad(self, *, set_to_none: bool) -> None:
-        """Of all."""
-        for one in self._optimizers:
-            one.zero_grad(set_to_none=set_to_none)
-
-
-def optimizer_of(plan: Plan, model: nn.Module) -> Updates:
-    """As torch has it, with its defaults; the implementation is said outright, since torch picks none on meta."""
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    everything = [weight for _, weight in named]
-    how: dict[str, Any] = {"foreach": plan.optimizer_impl == "foreach", "fused": plan.optimizer_impl == "fused"}
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(everything, momentum=plan.momentum, **how)
-    if plan.optimizer == "adam":
-        return torch.optim.Adam(everything, amsgrad=plan.amsgrad, **how)
-    if plan.optimizer == "adafactor":
-        return torch.optim.Adafactor(everything, foreach=how["foreach"])
-    if plan.optimizer == "adamw8bit":
-        return AdamW8bit(everything)
-    if plan.optimizer == "muon":
-        # A layer's tensors have its number in their names; tables and the unembedding have none.
-        numbered = {name for name, _ in named if any(step.isdecimal() for step in name.split("."))}
-        matrices = [weight for name, weight in named if name in numbered and weight.ndim == 2]
-        taken = set(map(id, matrices))
-        rest = [weight for weight in everything if id(weight) not in taken]
-        return _Several(torch.optim.Muon(matrices), torch.optim.AdamW(rest, **how))
-    return torch.optim.AdamW(everything, amsgrad=plan.amsgrad, **how)
-
-
 @contextmanager
 def recording(device: str = "meta") -> Iterator[Recorder]:
     """A recorder at work: values are not looked at, no cycle is collected by chance, fused optimizers take meta."""
     recorder, collecting = Recorder(device, _sole_references(device)), gc.isenabled()
     optimizers: Any = optimizer_module
+    clipping: Any = foreach_utils
     supported = optimizers._get_fused_kernels_supported_devices
+    foreach = clipping._get_foreach_kernels_supported_devices
     gc.collect()
     gc.disable()
     optimizers._get_fused_kernels_supported_devices = lambda: [device]
+    clipping._get_foreach_kernels_supported_devices = lambda: [device]
     try:
         with trusted(), recorder:
             yield recorder
     finally:
         optimizers._get_fused_kernels_supported_devices = supported
+        clipping._get_foreach_kernels_supported_devices = foreach
         if collecting:
             gc.enable()
 

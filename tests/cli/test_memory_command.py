@@ -39,6 +39,25 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "fractional tokens": (["--seq", "1e3"], ["--seq", "1000.0", "whole number"]),
     "beyond learned positions": (["--seq", "2048"], ["--seq", "2,048", "at most 1,024", "learned"]),
     "beyond a shortened context": (["--context", "64", "--seq", "65"], ["--seq", "65", "at most 64"]),
+    "no micro-batch": (["--grad-accum", "0"], ["--grad-accum", "read 0", "from 1"]),
+    "half a micro-batch": (["--grad-accum", "1.5"], ["--grad-accum", "read 1.5", "whole number"]),
+    "negative norm": (["--grad-clip", "-1.0"], ["--grad-clip", "read -1.0", "0 for no clipping"]),
+    "norm in words": (["--grad-clip", "inf"], ["--grad-clip", "'inf'", "above 0"]),
+    "unknown master weights": (["--master-weights", "bf16"], ["--master-weights", "'bf16'", "fp32"]),
+    "unknown gradients": (["--grad-dtype", "fp8"], ["--grad-dtype", "'fp8'", "fp16"]),
+    "masters of fp32 weights": (
+        ["--precision", "fp32", "--master-weights", "fp32"],
+        ["--master-weights", "fp32 already", "bf16 or fp16"],
+    ),
+    "zeroed and buffered": (["--zero-grads", "--grad-dtype", "fp32"], ["--zero-grads", "--grad-dtype fp32", "one of"]),
+    "outputs of transformers": (
+        ["--keep-outputs", "--implementation", "transformers"],
+        ["--keep-outputs", "KV cache", "one of them"],
+    ),
+    **{
+        f"{option[0]} in inference": (["--mode", "inference", *option], [option[0], "--mode inference", "no use"])
+        for option in (["--grad-accum", "2"], ["--grad-clip", "1"], ["--keep-outputs"], ["--grad-dtype", "fp32"])
+    },
     "unknown mode": (["--mode", "train"], ["--mode", "'train'", "training"]),
     "unknown precision": (["--precision", "bf32"], ["--precision", "'bf32'", "bf16"]),
     "unknown optimizer": (["--optimizer", "adamv"], ["--optimizer", "'adamv'", "adamw"]),
@@ -150,6 +169,11 @@ def test_a_wrong_option_is_one_clear_error(
         (["--torch", "2.10"], {"torch": "2.10"}),
         (["--expandable-segments"], {"expandable_segments": True}),
         ([], {"checkpointing": "none"}),
+        (["--grad-accum", "4", "--grad-clip", "1.0"], {"grad_accum": 4, "grad_clip": 1.0}),
+        ([], {"grad_accum": 1, "grad_clip": 0.0, "zero_grads": False, "master_weights": "none", "grad_dtype": "none"}),
+        (["--zero-grads", "--keep-outputs"], {"zero_grads": True, "keep_outputs": True}),
+        (["--set-to-none"], {"zero_grads": False}),
+        (["--master-weights", "fp32", "--grad-dtype", "bf16"], {"master_weights": "fp32", "grad_dtype": "bf16"}),
         (["--checkpointing", "full"], {"checkpointing": "full"}),
         (["--checkpointing", "selective", "--chunked-loss", "7"], {"checkpointing": "selective", "chunked_loss": 7}),
     ],

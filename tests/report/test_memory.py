@@ -272,6 +272,18 @@ def test_the_title_says_how_much_and_when() -> None:
         ({"checkpointing": "full"}, {}, "checkpointing full: each block runs again in the backward pass"),
         ({"checkpointing": "selective"}, {}, "checkpointing selective: the core of attention runs again"),
         ({"chunked_loss": 1024}, {}, "loss in 1,024 chunks"),
+        (
+            {"grad_accum": 2000, "grad_clip": 0.5},
+            {},
+            "2,000 micro-batches a step; gradients are clipped to a norm of 0.5",
+        ),
+        (
+            {"zero_grads": True, "keep_outputs": True},
+            {},
+            "gradients are zeroed, not set to None; logits and loss are kept",
+        ),
+        ({"master_weights": "fp32"}, {}, "bf16 weights, activations and gradients; fp32 optimizer states"),
+        ({"grad_dtype": "fp32"}, {}, "gradients are added to fp32 buffers"),
         ({"batch": 3, "seq": 77}, {}, "C=1,024 · B=3 · T=77"),
         ({}, {"n_layer": 6}, "changed: n_layers 12 → 6"),
         (

@@ -337,16 +337,16 @@ def test_a_name_can_be_given_anew() -> None:
     assert record.slot(ids) is found
 
 
-def test_a_second_step_has_no_new_kinds_of_storages() -> None:
-    """What a step makes anew has the address that it had: two steps of training are replayed without confusion."""
+def test_what_is_made_anew_has_an_address_of_its_own() -> None:
+    """What one step keeps, the next one makes again beside it: two steps are replayed without confusion."""
     record = recorder()
-    for expected in (3, 3):
-        record.new_step()
+    for step in (1, 2):
+        record.new_pass()
         record.stage("forward")
         record.bind(X, record.hold(record.alloc(X, "temporary", "made")), needs=True)
         for label in ("y", "y"):
             record.run(tape.scale(X, label), training=False)
-        assert record.n_indices == expected
+        assert record.n_indices == 1 + 3 * step
 
 
 def test_a_stretch_that_goes_on_is_one_segment() -> None:

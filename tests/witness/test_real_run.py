@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402  it opens torch
 
+from gptcalc.witness.loop import optimizer_of  # noqa: E402
 from gptcalc.witness.meta import decoder  # noqa: E402
-from gptcalc.witness.trace import optimizer_of  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +75,7 @@ def train(spec: Spec, plan: Plan) -> Events:
     """The second step of two."""
     model, watched = model_of(spec, plan).train(), Watched()
     ids, targets = ids_of(spec, plan.seq), ids_of(spec, plan.seq)
-    optimizer = optimizer_of(plan, model)
+    optimizer = optimizer_of(plan, list(model.named_parameters()))
 
     def step() -> None:
         with record_function("phase forward"):
