@@ -8,7 +8,18 @@ from decimal import Decimal
 from fractions import Fraction
 
 #: Bits of one element, by the short name of its dtype. Bits, so that 4-bit types need no special case.
-DTYPE_BITS = {"fp64": 64, "fp32": 32, "bf16": 16, "fp16": 16, "int64": 64, "bool": 8, "uint8": 8, "fp8": 8, "int8": 8}
+DTYPE_BITS = {
+    "fp64": 64,
+    "fp32": 32,
+    "bf16": 16,
+    "fp16": 16,
+    "int64": 64,
+    "int32": 32,
+    "bool": 8,
+    "uint8": 8,
+    "fp8": 8,
+    "int8": 8,
+}
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 

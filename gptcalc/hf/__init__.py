@@ -17,7 +17,14 @@ from gptcalc.tape.rows import Op, Setting, Tape, Tensor
 #: The release of transformers that was read.
 READ = "5.23"
 #: The module for each family (transformers' `model_type`).
-MODULES = {"gpt2": "gpt2", "llama": "llama", "qwen3": "llama", "mistral": "llama", "gemma2": "llama"}
+MODULES = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "qwen3": "llama",
+    "mistral": "llama",
+    "gemma2": "llama",
+    "mixtral": "llama",
+}
 #: What the heading says of each module beside the release.
 REMARKS = {
     "gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32 logits",

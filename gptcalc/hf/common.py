@@ -107,6 +107,20 @@ def _fresh(name: str, label: str, dtype: str, *dims: Dim) -> tape.Op:
     return tape.whole(f"aten::{name}", (), Tensor(label, dims, dtype))
 
 
+#: Heads of more than this are repeated for those that share them (`use_gqa_in_sdpa`).
+LARGEST_GROUPED = 256
+
+
+def is_masked(part: MultiHeadAttention, seq: int) -> bool:
+    """Whether `sdpa` is given a mask: from as many tokens on as there are in a window."""
+    return part.window is not None and seq >= part.window
+
+
+def repeats(part: MultiHeadAttention, seq: int) -> bool:
+    """Whether `sdpa` is given key and value of every head, for want of a kernel that groups them."""
+    return part.n_kv_heads < part.n_heads and (is_masked(part, seq) or part.d_head > LARGEST_GROUPED)
+
+
 # --- Attention -------------------------------------------------------------------------------------------------------
 
 

@@ -9,13 +9,13 @@ from functools import partial
 
 from gptcalc import tape
 from gptcalc.formula import Dim
-from gptcalc.hf import common
+from gptcalc.hf import common, experts
 from gptcalc.hf.activations import activate
 from gptcalc.parts import attend
 from gptcalc.parts.attention import MultiHeadAttention
 from gptcalc.parts.block import Block
 from gptcalc.parts.embedding import TokenEmbedding, Unembedding
-from gptcalc.parts.mlp import GatedMLP
+from gptcalc.parts.mlp import GatedMLP, MixtureMLP
 from gptcalc.parts.norm import RMSNorm
 from gptcalc.spec import AnyPart, Spec
 from gptcalc.tape import Op, Rows, Setting, Tape, Tensor
@@ -253,7 +253,7 @@ def _vector(  # noqa: PLR0913, PLR0917  what a projection is
     value; else that of the value is as attention leaves it.
     """
     out = tape.project(at, rows, name, x, out, bias=part.qkv_bias)
-    if out.label == "value" and not _repeats(part, at):
+    if out.label == "value" and (at.attention == "eager" or not common.repeats(part, at.seq.size)):
         return attend.by_head(part, at, rows, attend.by_token(part, at, rows, out))
     seen, own = _copied_by_head(rows, out), {"query": part.q_norm, "key": part.k_norm}.get(out.label)
     if own is None:
@@ -328,9 +328,9 @@ def _capped(rows: Rows, scores: Tensor) -> Tensor:
 def _sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given) -> Tensor:
     """`sdpa_attention_forward`: the weighted values side by side; a single token is told of no mask."""
     query, keys, values = given
-    if _repeats(part, at):
+    if common.repeats(part, at.seq.size):
         keys, values = _for_all_heads(rows, *given)
-    mask = _in_numbers(at, rows, common.sight_of(at, part.window)) if _masked(part, at) else None
+    mask = _in_numbers(at, rows, common.sight_of(at, part.window)) if common.is_masked(part, at.seq.size) else None
     bias = mask
     if at.attention == "math":
         causal = at.seq.size > 1
@@ -343,21 +343,6 @@ def _sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given
     flat = common.side_by_side(rows, joined)
     rows.drop(*(x for x in (keys, values) if x not in given))
     return flat
-
-
-#: Heads of more than this are repeated for those that share them (`use_gqa_in_sdpa`).
-LARGEST_GROUPED = 256
-
-
-def _masked(part: MultiHeadAttention, at: Setting) -> bool:
-    """Whether `sdpa` is given a mask."""
-    return part.window is not None and at.seq.size >= part.window
-
-
-def _repeats(part: MultiHeadAttention, at: Setting) -> bool:
-    """Whether key and value are repeated before `sdpa`."""
-    grouped = part.n_kv_heads < part.n_heads and at.attention != "eager"
-    return grouped and (_masked(part, at) or part.d_head > LARGEST_GROUPED)
 
 
 def _in_numbers(at: Setting, rows: Rows, seen: Tensor) -> Tensor:
@@ -392,6 +377,8 @@ def _for_all_heads(rows: Rows, query: Tensor, key: Tensor, value: Tensor) -> tup
 
 def _mlp(rows: Rows, at: Setting, part: AnyPart, x: Tensor) -> Tensor:
     """`LlamaMLP`: act(gate) · up, then down."""
+    if isinstance(part, MixtureMLP):
+        return experts.mixture(rows, at, part, x)
     if not isinstance(part, GatedMLP):
         raise TypeError("Llama has a gated MLP")
     inside, inner = at.within(part.name), Dim("F", part.d_ff)

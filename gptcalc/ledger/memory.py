@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
+from gptcalc.hf import common
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
 from gptcalc.ledger.reasons import COMPILED, has_rms_norm, mode_notes, optimizer_notes
 from gptcalc.ledger.step import RECORDED_BATCHES, inference, training
@@ -189,6 +190,10 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
             sizes = (part.n_heads, part.n_kv_heads, part.d_head, part.d_head)
         else:
             raise InvalidValueError(f"memory: read a block of kind {group.block.kind!r}, whose ops are not known")
+        masked = part.scores.masks(plan.seq)
+        if plan.implementation == "transformers" and isinstance(part, MultiHeadAttention):
+            masked = common.is_masked(part, plan.seq)
+            sizes = (part.n_heads, part.n_heads if common.repeats(part, plan.seq) else part.n_kv_heads, *sizes[2:])
         dropout = part.dropout if training else 0.0
         heads = Heads(
             plan.batch,
@@ -197,7 +202,7 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
             dropout,
             plan.precision,
             training,
-            masked=part.scores.masks(plan.seq),
+            masked=masked,
             written_out=part.scores.written_out,
         )
         found.append(choose_attention(plan.attention, heads, chip, torch))

@@ -35,6 +35,7 @@ from gptcalc.tape.rows import dropout as dropout
 from gptcalc.tape.rows import embedding as embedding
 from gptcalc.tape.rows import expand as expand
 from gptcalc.tape.rows import gather as gather
+from gptcalc.tape.rows import grouped as grouped
 from gptcalc.tape.rows import heads_first as heads_first
 from gptcalc.tape.rows import inverse as inverse
 from gptcalc.tape.rows import join as join

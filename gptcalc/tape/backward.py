@@ -404,6 +404,16 @@ def _bmm_backward(op: Op, dys: Incoming) -> Found:
     return Found(rows, {other: gradient(other), x: gradient(x)})
 
 
+def _grouped_backward(op: Op, dys: Incoming) -> Found:
+    """The matrices' gradient comes first."""
+    (x, weights, ends), dy = _inputs(op), dys[op.output]
+    rows = (
+        whole(op.name, (dy, x, ends), gradient(weights)),
+        whole(op.name, (dy, weights, ends), gradient(x)),
+    )
+    return Found(rows, {x: gradient(x), weights: gradient(weights)})
+
+
 def _exp_backward(op: Op, dys: Incoming) -> Found:
     x = op.reads[0].tensor
     return Found((whole("aten::mul", (dys[op.output], op.output), gradient(x)),), {x: gradient(x)})
@@ -511,6 +521,8 @@ _RULES: dict[str, Rule] = {
     "aten::_softmax": _kept_output_backward,
     "aten::mean": _mean_backward,
     "aten::rsqrt": _rsqrt_backward,
+    "aten::_grouped_mm": _grouped_backward,
+    "aten::div_": _divide_backward,
     "aten::div": _divide_backward,
     "aten::topk": _topk_backward,
     "aten::gather": _gather_backward,

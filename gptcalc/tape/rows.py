@@ -457,6 +457,11 @@ def attention(  # noqa: PLR0913, PLR0917  what the kernel is given
     return op._replace(saves=(key, query, value, *masks, lse, op.output, *written[2:]))
 
 
+def grouped(x: Tensor, weights: Tensor, ends: Tensor, out: Tensor) -> Op:
+    """A product for each expert's rows with its matrix, seen transposed; `ends` are where the rows of each one end."""
+    return whole("aten::_grouped_mm", (x, weights, ends), out)._replace(saves=(x, ends), viewed=(weights,))
+
+
 def project(  # noqa: PLR0913  a layer's form
     setting: Setting, rows: Rows, name: str, x: Tensor, out: Tensor, *, bias: bool, transposed: bool = False
 ) -> Tensor:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from steps import LLAMA, kept, of_tape, of_trace, tape_training
 
 from gptcalc.catalog import resolve
+from gptcalc.errors import InvalidValueError
+from gptcalc.ledger.memory import attention_choices
 from gptcalc.plan import Plan
 
 pytest.importorskip("torch")
@@ -26,6 +28,8 @@ DATA = Path(__file__).parents[1] / "data"
 #: What autograd keeps of transformers' own class on fake CUDA tensors.
 ACTIVATIONS = json.loads((DATA / "facts_activations.json").read_text())["cases"]
 MEASURED = [name for name in ACTIVATIONS if name.startswith("llama")]
+#: Kernels that take grouped heads.
+BACKENDS = ["eager", "math", "flash", "cudnn"]
 LLAMA_1B = {
     "model_type": "llama",
     "vocab_size": 128256,
@@ -109,6 +113,41 @@ def test_heads_that_share_one_key_see_it_and_do_not_copy_it() -> None:
     """A single key is spread over the heads: eager copies it for the product alone, and of one sequence not even so."""
     for batch in (1, 2):
         agree(LLAMA | {"num_key_value_heads": 1}, PLAN.model_copy(update={"attention": "eager", "batch": batch}))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5)),
+    experts=st.integers(1, 5),
+    data=st.data(),
+)
+def test_a_mixture_is_what_the_class_runs(sizes: tuple[int, int, int], experts: int, data: st.DataObject) -> None:
+    """Experts by one grouped product, in bf16, whatever the sizes; also where a layer runs again."""
+    batch, width, inner = sizes
+    config = LLAMA | {
+        "model_type": "mixtral",
+        "hidden_size": 48 * width,
+        "intermediate_size": 8 * inner,
+        "num_local_experts": experts,
+        "num_experts_per_tok": data.draw(st.integers(1, experts)),
+    }
+    changes = {"batch": batch, "seq": data.draw(st.integers(1, 20)), "attention": data.draw(st.sampled_from(BACKENDS))}
+    agree(config, PLAN.model_copy(update=changes))
+
+
+def test_a_mixture_in_fp32_is_refused() -> None:
+    """The steps of torch's grouped product are known in bf16 alone."""
+    spec = resolve(LLAMA | {"model_type": "mixtral", "hidden_size": 48}, {}).spec
+    with pytest.raises(InvalidValueError, match=r"precision: read 'fp32'.*allowed: bf16"):
+        tape_training(spec, PLAN.model_copy(update={"precision": "fp32", "attention": "eager"}))
+
+
+@pytest.mark.parametrize(("seq", "backend"), [(7, "flash"), (8, "efficient"), (9, "efficient")])
+def test_a_mask_decides_the_kernel(seq: int, backend: str) -> None:
+    """From as many tokens on as there are in a window flash does not run, and grouped heads are repeated."""
+    spec = resolve(LLAMA | {"model_type": "mistral", "sliding_window": 8}, {}).spec
+    plan = Plan(batch=2, seq=seq, implementation="transformers", target="sm80")
+    assert {choice.backend for choice in attention_choices(spec, plan, training=True)} == {backend}
 
 
 @pytest.mark.parametrize("backend", ["eager", "math"])
