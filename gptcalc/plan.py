@@ -4,7 +4,9 @@ from typing import Literal
 
 from gptcalc.spec import Record, Size
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+#: A dtype for everything, or fp32 with `torch.autocast` to a lower one.
+Precision = Literal["fp32", "bf16", "fp16", "autocast-bf16", "autocast-fp16"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw8bit"]
 OptimizerImpl = Literal["foreach", "fused", "for-loop"]
 #: What a user may ask for; `auto` is what torch picks.
@@ -21,10 +23,11 @@ GradDtype = Literal["none", "fp32", "bf16", "fp16"]
 class Plan(Record):
     """One device's share of the work. `batch` (B) sequences of `seq` (T) tokens.
 
-    `precision` is the dtype of weights and activations, `kv_dtype` that of the KV cache. In inference `seq` counts
-    prompt and answer together: prefill takes T tokens, decode computes the T-th with T − 1 in the cache. With
-    `checkpointing` each block (`full`), or the core of its attention (`selective`), runs again in the backward pass.
-    Logits and loss of training are computed in `chunked_loss` chunks of the tokens, each again in the backward pass.
+    `precision` is the dtype of weights and activations, or says which autocast there is; `kv_dtype` is that of the KV
+    cache. In inference `seq` counts prompt and answer together: prefill takes T tokens, decode computes the T-th with T
+    − 1 in the cache. With `checkpointing` each block (`full`), or the core of its attention (`selective`), runs again
+    in the backward pass. Logits and loss of training are computed in `chunked_loss` chunks of the tokens, each again in
+    the backward pass.
 
     A step of training adds up the gradients of `grad_accum` such batches (each a micro-batch), and clips them where
     their norm is above `grad_clip` (0: never). With `zero_grads` they are then zeroed and stay, else they become None.
@@ -48,7 +51,7 @@ class Plan(Record):
     attention: AttentionChoice = "auto"
     checkpointing: Checkpointing = "none"
     chunked_loss: Size = 1
-    kv_dtype: Precision = "bf16"
+    kv_dtype: Dtype = "bf16"
     logits: Logits = "last"
     implementation: Implementation = "reference"
     target: str = "sm90"
@@ -56,7 +59,22 @@ class Plan(Record):
     expandable_segments: bool = False
     compile: bool = False
 
+    @property
+    def autocast(self) -> str:
+        """The dtype to which autocast casts, if it does."""
+        return self.precision.partition("autocast-")[2]
+
+    @property
+    def dtype(self) -> str:
+        """That of the weights."""
+        return "fp32" if self.autocast else self.precision
+
+    @property
+    def compute_dtype(self) -> str:
+        """That of the products of matrices."""
+        return self.autocast or self.precision
+
 
 def weight_dtype(plan: Plan) -> str:
     """The dtype of the model's own weights, and so of their gradients."""
-    return plan.precision
+    return plan.dtype

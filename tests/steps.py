@@ -185,4 +185,4 @@ def toy_plans(draw: st.DrawFn, **fields: st.SearchStrategy[Any]) -> tuple[Spec, 
         "precision": draw(st.sampled_from(["bf16", "fp16"] if half_only else ["fp32", "bf16", "fp16"])),
         "attention": backend,
     }
-    return spec, Plan(**plan, **{name: draw(values) for name, values in fields.items()})
+    return spec, Plan(**plan | {name: draw(values) for name, values in fields.items()})

@@ -17,7 +17,16 @@ from gptcalc.units import bytes_of
 
 #: What a tensor is for, in the order in which tables list it.
 Kind = Literal[
-    "weights", "gradients", "optimizer", "kv_cache", "inputs", "activations", "logits", "temporary", "workspace"
+    "weights",
+    "weight_copies",
+    "gradients",
+    "optimizer",
+    "kv_cache",
+    "inputs",
+    "activations",
+    "logits",
+    "temporary",
+    "workspace",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Kinds of which a line says the op: what an op makes of its inputs, not what there is one of for each weight.
@@ -76,7 +85,9 @@ class Alive:
         self.spec = spec
         self._components = components(spec)
         found = [
-            _Alive(slot, kind_in(kind_of(slot), keeps=keeps), tensors, rows.get(slot.tensor.name))
+            _Alive(
+                slot, kind_in(kind_of(slot), keeps=keeps), tensors, rows.get(slot.tensor.name or slot.tensor.copy_of)
+            )
             for slot, tensors in alive_at(recording, place)
         ]
         self._found = sorted(found, key=lambda one: KINDS.index(one.kind))
@@ -145,7 +156,7 @@ class Alive:
         """A weight's component in the parameter ledger; else the part that the tensor's op belongs to."""
         if one.row is not None and len(one.row.slices) == 1:
             return one.row.slices[0].component
-        path = one.slot.tensor.name or one.slot.where
+        path = one.slot.tensor.name or one.slot.tensor.copy_of or one.slot.where
         while path not in self._components:
             path = path.rpartition(".")[0]
         return self._components[path]

@@ -13,6 +13,7 @@ from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.plan import (
     AttentionChoice,
     Checkpointing,
+    Dtype,
     GradDtype,
     Implementation,
     Logits,
@@ -93,7 +94,7 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
     mode, scope = names.get("mode", "both"), names.get("scope", "model")
     _must_agree(given, names, spelled)
     fields: dict[str, object] = {field: name for field, name in names.items() if field in Plan.model_fields}
-    fields["kv_dtype"] = names.get("kv_dtype", names.get("precision", "bf16"))
+    fields["kv_dtype"] = names.get("kv_dtype", names.get("precision", "bf16").removeprefix("autocast-"))
     checks = {field: setting.check for field, setting in SETTINGS.items() if field in given}
     fields |= {field: check(given[field], spelled(field)) for field, check in checks.items() if check is not None}
     fields["seq"] = _seq(spec, given.get("seq"), spelled)
@@ -382,7 +383,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             told=False,
         ),
         "kv_dtype": Setting(
-            "the dtype of the KV cache. (default: the precision)", get_args(Precision), used_in="inference"
+            "the dtype of the KV cache. (default: the precision)", get_args(Dtype), used_in="inference"
         ),
         "logits": Setting(
             "the tokens of a prompt that are scored. (default: last)", get_args(Logits), used_in="inference"

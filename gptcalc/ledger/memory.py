@@ -137,6 +137,7 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
         raise InvalidValueError(
             f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
         )
+    refuse(plan, modes)
     for what, since in _needs(spec, plan):
         if torch < since:
             raise InvalidValueError(
@@ -144,6 +145,19 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
                 f" {since[0]}.{since[1]} and later"
             )
     return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
+
+
+def refuse(plan: Plan, modes: Sequence[ModeName]) -> None:
+    """What autocast does is known of the reference alone; nobody trains in fp16 without a gradient scaler."""
+    what = {
+        "--implementation transformers": plan.implementation != "reference",
+        "training in fp16, whose gradient scaler is not modelled": plan.autocast == "fp16" and "training" in modes,
+    }
+    for name, refused in what.items():
+        if plan.autocast and refused:
+            raise InvalidValueError(
+                f"precision: read {plan.precision} with {name}: not modelled; allowed: fp32, bf16, fp16"
+            )
 
 
 def _needs(spec: Spec, plan: Plan) -> Iterator[tuple[str, Version]]:
@@ -200,7 +214,7 @@ def attention_choices(spec: Spec, plan: Plan, *, training: bool) -> tuple[Choice
             plan.seq,
             *sizes,
             dropout,
-            plan.precision,
+            plan.compute_dtype,
             training,
             masked=masked,
             written_out=part.scores.written_out,

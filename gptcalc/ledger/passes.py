@@ -90,7 +90,8 @@ def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = F
         n_vocab=Dim("V", spec.n_vocab),
         n_ctx=Dim("C", spec.n_ctx),
         unique=Dim("U", min(rows, spec.n_vocab)),
-        dtype=plan.precision,
+        dtype=plan.dtype,
+        autocast=plan.autocast,
         batch=Dim("B", plan.batch),
         training=training,
         cached=Dim("T", plan.seq) if cached else None,
@@ -241,7 +242,18 @@ def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[lis
             if checkpoint is not None:
                 record.enter(checkpoint)
             kept[-1] += [op for op in rows if record.run(op, training=at.training, keeps=checkpoint is None)]
+    _end_of_autocast(record, stretches)
     return kept
+
+
+def _end_of_autocast(record: Recorder, stretches: list[Stretch]) -> None:
+    """Autocast lets go of the copies of weights that it has made."""
+    for stretch in stretches:
+        cached = [op.output for op in stretch.rows if op.cached]
+        if cached:
+            record.segment(stretch.label, stretch.layer)
+        for copy in cached:
+            record.release(record.slot(copy))
 
 
 def backward(record: Recorder, stretches: list[Stretch], kept: list[list[Op]], at: Setting) -> None:

@@ -15,6 +15,7 @@ _DERIVATIVES = "torch's derivatives.yaml"
 #: Why tensors of a kind are there.
 KIND_REASONS = {
     "weights": "every weight, all the time",
+    "weight_copies": "what autocast casts of weights, once in a forward pass: there while it or autograd needs it",
     "gradients": "one number for each weight, from the backward pass until they are set to None",
     "optimizer": "what the optimizer remembers of each weight, from the first step on",
     "kv_cache": "keys and values of every layer and token, allocated for the whole length before the first token",
@@ -38,6 +39,7 @@ CHECKPOINTING_NOTES = {
 }
 _SOURCES = {
     "weights": "the inventory of the model",
+    "weight_copies": "aten/src/ATen/autocast_mode.cpp, cached_cast",
     "gradients": f"{_ENGINE}/functions/accumulate_grad.h",
     "optimizer": "torch/optim",
     "kv_cache": "2·L·K·H·T numbers for each sequence (Ainslie et al. 2023, §2)",

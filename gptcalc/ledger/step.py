@@ -215,7 +215,7 @@ def _build(record: Recorder, spec: Spec, plan: Plan, among: tuple[Group, ...]) -
 
     def allocate(row: Weight, layer: Home, label: str) -> None:
         record.segment(label, layer)
-        tensor = Tensor(row.name.rpartition("{}.")[2], weight_dims(row), plan.precision, row.name)
+        tensor = Tensor(row.name.rpartition("{}.")[2], weight_dims(row), plan.dtype, row.name)
         record.parameter(tensor, row.name.rpartition(".")[0])
         parameters.append(Parameter(tensor, layer, label, weight_axes(row)))
 

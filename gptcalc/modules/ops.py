@@ -161,10 +161,12 @@ def _check(backend: str, query: Tensor, value: Tensor, *, grouped: bool, masked:
         raise InvalidValueError(
             "attention: read 'flash' with values of another size than keys; allowed: cudnn, math, eager"
         )
-    if backend in ("flash", "cudnn") and query.dtype not in _HALF:
-        raise InvalidValueError(
-            f"attention: read {backend!r} with {query.dtype}; allowed: torch.bfloat16, torch.float16"
-        )
+    device = query.device.type
+    dtype = (
+        query.dtype if device == "meta" or not torch.is_autocast_enabled(device) else torch.get_autocast_dtype(device)
+    )
+    if backend in ("flash", "cudnn") and dtype not in _HALF:
+        raise InvalidValueError(f"attention: read {backend!r} with {dtype}; allowed: torch.bfloat16, torch.float16")
 
 
 def _eager(  # noqa: PLR0913, PLR0917  what attention takes
@@ -204,7 +206,9 @@ def _without_kernels(
     with ExitStack() as stack:
         if given[0].is_cuda and torch.is_autocast_enabled("cuda"):
             lower = torch.get_autocast_dtype("cuda")
-            given, mask = tuple(x.to(lower) for x in given), None if mask is None else mask.to(lower)
+            mask = None if mask is None else mask.to(lower)
+            value, key, query = (x.to(lower) for x in reversed(given))
+            given = query, key, value
             stack.enter_context(torch.autocast("cuda", enabled=False))
         return _BY_NAME[backend](*given, dropout_p, causal and mask is None, mask)
 

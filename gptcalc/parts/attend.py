@@ -65,8 +65,10 @@ def fused(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
 
 def by_kernel(part: Attends, setting: Setting, rows: Rows, given: Given, mask: Tensor | None) -> Tensor:
     """One kernel that is given a mask, or knows itself what is causal. The output is (B, T, N, H)."""
+    asked = rows.meant(*given, *(() if mask is None else (mask,)))
+    read = rows.lowered("attention", *asked)
     pads = _is_padded(setting, given.query)
-    query, key, value = _padded(rows, given) if pads else given
+    query, key, value = _padded(rows, Given(*read[:3])) if pads else read[:3]
     batch, heads, seq, _ = tape.heads_first(query)
     seeds = (Tensor("dropout state", (Dim("2", 2),), "int64"), Tensor("dropout offset", (), "int64"))
     axes: tuple[Dim, ...] = (batch, heads, seq)
@@ -76,14 +78,13 @@ def by_kernel(part: Attends, setting: Setting, rows: Rows, given: Given, mask: T
     if setting.attention != "flash":
         seeds = (Tensor("dropout state", (), "int64"), Tensor("dropout offset", (), "int64"))
     lse = Tensor("log-sum-exp of the scores", axes, "fp32")
-    given_mask = () if mask is None else (mask,)
-    op = tape.attention(setting.attention, query, key, value, "weighted values", lse, seeds, given_mask)
+    op = tape.attention(setting.attention, query, key, value, "weighted values", lse, seeds, read[3:])
     out = rows(op._replace(drops_out=setting.training and part.dropout > 0))
-    if not pads:
-        return out
-    cut = rows(tape.cut(out, "weighted values, cut back", batch, heads, seq, given.query.dims[-1]))
-    rows.drop(query, key, value, out)
-    return cut
+    if pads:
+        whole, out = out, rows(tape.cut(out, "weighted values, cut back", batch, heads, seq, given.query.dims[-1]))
+        rows.drop(query, key, value, whole)
+    rows.drop(*tape.made_of(asked, read))
+    return out
 
 
 def _is_padded(setting: Setting, x: Tensor) -> bool:
@@ -111,7 +112,7 @@ def eager(part: Attends, setting: Setting, rows: Rows, given: Given) -> Tensor:
     The first layer of a pass makes the mask for all.
     """
     mask = _shared_mask(part, setting, rows)
-    query, key, value = _in_memory_order(part, setting, given)
+    query, key, value = _in_memory_order(part, setting, Given(*rows.meant(*given)))
     keys, values = for_all_heads(rows, query, key, value)
     product = matmul(rows, query, keys, scores_of(query, key))
     scores = rows(tape.scale(product, "scaled scores"))
@@ -148,6 +149,19 @@ def by_math(  # noqa: PLR0913  what it is given
     part: Attends, setting: Setting, rows: Rows, given: Given, shared: Tensor | None, *, causal: bool
 ) -> Tensor:
     """The same with a mask that layers share, or else one of its own, where it is `causal`."""
+    asked = rows.meant(*given, *(() if shared is None else (shared,)))
+    read = rows.lowered("attention", *asked)
+    inside, mask = Rows(setting._replace(autocast="")), None if shared is None else read[3]
+    joined = _by_math(part, setting, inside, Given(*read[:3]), mask, causal=causal)
+    rows += inside
+    rows.drop(*tape.made_of(asked, read))
+    return joined
+
+
+def _by_math(  # noqa: PLR0913  what it is given
+    part: Attends, setting: Setting, rows: Rows, given: Given, shared: Tensor | None, *, causal: bool
+) -> Tensor:
+    """Its ops, in dtypes that autocast leaves alone."""
     wide, dtype = _in_memory_order(part, setting, given), given.query.dtype
     if is_half := dtype != "fp32":
         wide = Given(*[rows(tape.cast(x, "fp32", f"{x.label} in fp32")) for x in wide])
@@ -306,10 +320,12 @@ def for_all_heads(rows: Rows, query: Tensor, key: Tensor, value: Tensor) -> tupl
 
 def matmul(rows: Rows, x: Tensor, other: Tensor, out: Tensor) -> Tensor:
     """A product of matrices for each of B·N."""
-    factors = [_by_matrix(rows, factor) for factor in (x, other)]
-    rows(tape.bmm(factors[0], factors[1], out))
-    rows.drop(*(factor for factor in factors if factor not in (x, other)))
-    return out
+    x, other = rows.meant(x, other)
+    read = rows.lowered(out.label, x, other)
+    factors = [_by_matrix(rows, factor) for factor in read]
+    product = rows(tape.bmm(factors[0], factors[1], out))
+    rows.drop(*tape.made_of(read, factors), *tape.made_of((x, other), read))
+    return product
 
 
 def _by_matrix(rows: Rows, x: Tensor) -> Tensor:
@@ -425,8 +441,10 @@ def _from_attention(part: "MultiHeadAttention", setting: Setting, x: Tensor, *, 
     return tape.made(x, "gradient", batch, heads, seq, size)
 
 
-def read_cache(part: Attends, setting: Setting, rows: Rows, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """All keys and values (B, S, heads, size), those of this step among them: views, or casts to the compute dtype."""
+def read_cache(  # noqa: PLR0913, PLR0917  a step's own beside what is kept
+    part: Attends, setting: Setting, rows: Rows, key: Tensor, value: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All keys and values (B, S, heads, size), this step's among them: views, or casts to the dtype of `like`."""
     batch, seq, window = setting.tokens[0], setting.cached or setting.seq, part.scores.window
     kept_of_all = part.cache(batch, seq, setting.kv_dtype)
     if window is not None and window < seq.size:
@@ -434,8 +452,8 @@ def read_cache(part: Attends, setting: Setting, rows: Rows, key: Tensor, value: 
     found = []
     for kept in kept_of_all:
         view = rows(tape.cut(kept, f"{kept.label} so far", batch, seq, kept.dims[1], kept.dims[3]))
-        if kept.dtype != setting.dtype:
-            wide = rows(tape.cast(view, setting.dtype, f"{kept.label} in {setting.dtype}"))
+        if kept.dtype != like.dtype:
+            wide = rows(tape.cast(view, like.dtype, f"{kept.label} in {like.dtype}"))
             rows.drop(view)
             view = wide
         found.append(view)

@@ -115,7 +115,8 @@ class MultiHeadAttention(Weighted):
         from gptcalc.parts import attend
 
         rows = tape.Rows(setting)
-        query, key, value, gate = self._project(setting, rows, x)
+        *vectors, gate = self._project(setting, rows, x)
+        query, key, value = rows.meant(*vectors)
         if not self.norm_after_rotary:
             query, key = self._normalised(setting, rows, query, key)
         if self.rotary is not None:
@@ -133,7 +134,7 @@ class MultiHeadAttention(Weighted):
             cool, query = query, self._warmed(setting, rows, query)
             rows.drop(cool)
         if setting.cached is not None:
-            key, value = attend.read_cache(self, setting, rows, key, value)
+            key, value = attend.read_cache(self, setting, rows, key, value, query)
         joined = attend.core(self, setting, rows, attend.Given(query, key, value))
         flat = attend.side_by_side(rows, joined, query.dims)
         if gate is not None:

@@ -236,8 +236,10 @@ def _experts(part: "MixtureMLP", setting: Setting, rows: Rows, x: Tensor) -> Ten
         tape.split(x, *(tape.made(x, f"rows of expert {n}", *loads[n], setting.width) for n in numbers)),
         *(_cut(part, whole, label, own, numbers) for whole, label, own in _held(part, setting)),
     ]
-    rows += cuts
-    views = [[access.tensor for access in cut.writes] for cut in cuts]
+    views = []
+    for cut in cuts:
+        rows(cut)
+        views.append([access.tensor for access in rows[-1].writes])
     run = _stacked if part.order == "stacked" else _fused
     outs = []
     for turn, own in zip(experts, zip(*views, strict=True), strict=True):

@@ -90,7 +90,7 @@ class LatentAttention(Weighted):
         query = self._query(setting, rows, x, (cos, sin))
         latent, key = self._latent(setting, rows, x, (cos, sin))
         if setting.cached is not None:
-            latent, key = attend.read_cache(self, setting, rows, latent, key)
+            latent, key = attend.read_cache(self, setting, rows, latent, key, x)
         keys, values = self._expand(setting, rows, latent, key)
         joined = attend.core(self, setting, rows, attend.Given(query, keys, values))
         flat = attend.side_by_side(rows, joined, (*query.dims[:-1], values.dims[-1]))
@@ -107,7 +107,7 @@ class LatentAttention(Weighted):
         if self.q_rank is not None:
             rank = Dim("Rq", self.q_rank)
             low = tape.made(x, "latent query", *setting.tokens, rank)
-            tape.project(setting, rows, "q_a_proj", x, low, bias=self.bias)
+            low = tape.project(setting, rows, "q_a_proj", x, low, bias=self.bias)
             source = self._normalised(setting, rows, "q_a_layernorm", low)
             rows.drop(low)
             name = "q_b_proj"
@@ -121,7 +121,7 @@ class LatentAttention(Weighted):
         )
         rows(cut)
         rows.drop(fused)
-        plain, turned = (access.tensor for access in cut.writes)
+        plain, turned = rows.meant(*(access.tensor for access in cut.writes))
         rows += self.rotary.rotate(setting, turned, *waves)
         rotated = rows[-1].output
         query = rows(tape.join((plain, rotated), tape.made(x, "query", *heads, size)))
@@ -136,7 +136,7 @@ class LatentAttention(Weighted):
 
         rank, size = Dim("R", self.kv_rank), Dim("Hr", self.d_rope)
         both = tape.made(x, "latent vector and key", *setting.tokens, Dim("(R+Hr)", rank.size + size.size))
-        tape.project(setting, rows, "kv_a_proj_with_mqa", x, both, bias=self.bias)
+        both = tape.project(setting, rows, "kv_a_proj_with_mqa", x, both, bias=self.bias)
         parts = (
             tape.made(x, "latent vector", *setting.tokens, rank),
             tape.made(x, "key to rotate", *setting.tokens, Dim("1", 1), size),
@@ -144,7 +144,7 @@ class LatentAttention(Weighted):
         cut = tape.split(both, *parts)
         rows(cut)
         rows.drop(both)
-        latent, key = (access.tensor for access in cut.writes)
+        latent, key = rows.meant(*(access.tensor for access in cut.writes))
         dense = latent
         if not tape.is_dense(latent):
             dense = rows(tape.clone(latent, "latent vector side by side", *latent.dims))
@@ -170,7 +170,7 @@ class LatentAttention(Weighted):
         seen = (*key.dims[:2], Dim("N", self.n_heads))
         plain, size, value = Dim("Hn", self.d_nope), Dim("Hr", self.d_rope), Dim("Hv", self.d_value)
         wide = tape.made(latent, "keys and values", *seen, Dim("(Hn+Hv)", plain.size + value.size))
-        tape.project(setting, rows, "kv_b_proj", latent, wide, bias=False)
+        wide = tape.project(setting, rows, "kv_b_proj", latent, wide, bias=False)
         cut = tape.split(
             wide, tape.made(wide, "keys without positions", *seen, plain), tape.made(wide, "values", *seen, value)
         )

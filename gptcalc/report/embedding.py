@@ -137,7 +137,7 @@ def _claimed(judged: Judgement) -> str:
 def embedding_json(model: Resolved, stage: EmbeddingStage, command: str = "") -> MemoryJSON:
     """The stage as a dictionary of plain values."""
     answer = plan_json(model, stage.plan, command)
-    dtype = stage.plan.precision
+    dtype = stage.plan.dtype
     found: EmbeddingJSON = {
         "positions": _positions(model),
         "parameters": stage.parameters,
@@ -155,7 +155,7 @@ def embedding_json(model: Resolved, stage: EmbeddingStage, command: str = "") ->
 
 
 def _line_json(line: StageLine, stage: EmbeddingStage) -> StageLineJSON:
-    dtype = stage.plan.precision
+    dtype = stage.plan.dtype
     formula = line.formula.times(bytes_of(1, dtype))
     return {
         "key": line.key,

@@ -39,7 +39,7 @@ RECOMPUTED = {
     "selective": " · checkpointing selective: the core of attention runs again in the backward pass",
 }
 #: Kinds that the table groups as `count` does.
-SIZED_AS_WEIGHTS = ("weights", "gradients", "optimizer")
+SIZED_AS_WEIGHTS = ("weights", "weight_copies", "gradients", "optimizer")
 
 _WHAT = Column("what", "alive at the peak", wraps=True, least=24)
 _NUMBERS = Column("numbers", "in numbers", wraps=True, drop=11)
@@ -166,12 +166,14 @@ def by_default(fields: Sequence[str]) -> str:
 
 
 def _precision(plan: Plan, modes: set[ModeName]) -> Iterator[str]:
-    if "training" in modes:
-        also = " (autocast is not built yet)" if plan.precision != "fp32" else ""
-        masters = f"; {plan.master_weights} optimizer states" if plan.master_weights != "none" else ""
-        states = "and gradients" if masters else "gradients and optimizer states"
+    masters = f"; {plan.master_weights} optimizer states" if plan.master_weights != "none" else ""
+    states = "and gradients" if masters else "gradients and optimizer states"
+    if plan.autocast:
+        also = f"{'' if masters else ','} {states}{masters}" if "training" in modes else ""
+        yield f"autocast: {plan.dtype} weights{also}, {plan.autocast} copies of weights and products of matrices"
+    elif "training" in modes:
         activations = "activations" if masters else "activations,"
-        yield f"{plan.precision} weights, {activations} {states}{masters}{also}"
+        yield f"{plan.precision} weights, {activations} {states}{masters}"
     else:
         yield f"{plan.precision} weights and activations"
     if "inference" in modes:

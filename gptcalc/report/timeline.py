@@ -21,6 +21,7 @@ NARROWEST = 8
 #: What each kind is called, and its letter, from the bottom of the drawing to its top.
 KINDS: dict[Kind, tuple[str, str]] = {
     "weights": ("W", "weights"),
+    "weight_copies": ("C", "autocast's copies of weights"),
     "gradients": ("G", "gradients"),
     "optimizer": ("O", "optimizer states"),
     "kv_cache": ("K", "KV cache"),

@@ -45,6 +45,7 @@ from gptcalc.tape.rows import leave as leave
 from gptcalc.tape.rows import linear as linear
 from gptcalc.tape.rows import log_softmax as log_softmax
 from gptcalc.tape.rows import made as made
+from gptcalc.tape.rows import made_of as made_of
 from gptcalc.tape.rows import masked_fill as masked_fill
 from gptcalc.tape.rows import mean as mean
 from gptcalc.tape.rows import multiply as multiply

@@ -38,7 +38,7 @@ Rule = Callable[[Op, Incoming], Found]
 
 def gradient(tensor: Tensor) -> Tensor:
     """The gradient of a tensor: of its shape, in its dtype."""
-    return Tensor(f"gradient of {tensor.label}", tensor.dims, tensor.dtype, tensor.name)
+    return Tensor(f"gradient of {tensor.label}", tensor.dims, tensor.dtype, tensor.name, copy_of=tensor.copy_of)
 
 
 def differentiable(tensor: Tensor) -> bool:
@@ -72,7 +72,7 @@ def gradients(op: Op, dys: Incoming, needs: "set[Tensor] | frozenset[Tensor]") -
     """What the rule of `op` says, less what no input of `needs` wants."""
     if op.name not in _RULES:
         raise TypeError(f"{op.name} has no backward rule")
-    rows, found, fitted = _RULES[op.name](op, dys)
+    rows, found, fitted = _in_own_dtypes(_RULES[op.name](op, dys))
     kept = {
         tensor: grad._replace(base=grad) if tensor in op.viewed else grad
         for tensor, grad in found.items()
@@ -81,6 +81,18 @@ def gradients(op: Op, dys: Incoming, needs: "set[Tensor] | frozenset[Tensor]") -
     unwanted = {grad.owner for tensor, grad in found.items() if tensor not in needs} - {g.owner for g in kept.values()}
     rows, fitted = (tuple(row for row in some if row.output.owner not in unwanted) for some in (rows, fitted))
     return Found(rows, kept, fitted)
+
+
+def _in_own_dtypes(found: Found) -> Found:
+    """What the engine does once a formula is through: a gradient of another dtype is cast."""
+    fitted, grads = list(found.fitted), dict(found.grads)
+    made = {row.output for row in (*found.rows, *fitted)}
+    for tensor, grad in found.grads.items():
+        if grad.dtype != tensor.dtype:
+            row = whole("aten::_to_copy", (grad,), gradient(tensor))
+            fitted.append(row._replace(drops=(grad,) if grad in made else ()))
+            grads[tensor] = row.output
+    return Found(found.rows, grads, tuple(fitted))
 
 
 def _needing_gradients(tape: Tape) -> set[Tensor]:
@@ -143,14 +155,16 @@ def _add_backward(op: Op, dys: Incoming) -> Found:
     (other,) = others
     if other.dims == x.dims:
         return Found((), {x: dy, other: dy})
-    return Found((whole("aten::sum", (dy,), gradient(other)),), {x: dy, other: gradient(other)})
+    total = gradient(other)._replace(dtype=dy.dtype)
+    return Found((whole("aten::sum", (dy,), total),), {x: dy, other: total})
 
 
 def _multiply_backward(op: Op, dys: Incoming) -> Found:
     """The gradient of `other` is computed first; each has the output's shape and dtype until it is fitted."""
     (x, *others), dy = _inputs(op), dys[op.output]
     if x not in op.saves:
-        return Found((whole("aten::mul", (dy, *others), gradient(x)),), {x: gradient(x)})
+        wider = gradient(x)._replace(dtype=op.output.dtype)
+        return Found((whole("aten::mul", (dy, *others), wider),), {x: wider})
     (other,) = others
     wide = {tensor: _unfitted(op, tensor) for tensor in (x, other)}
     rows = (whole("aten::mul", (dy, x), wide[other]), whole("aten::mul", (dy, other), wide[x]))
@@ -274,7 +288,8 @@ def _by(name: str) -> Rule:
 
 def _join_backward(op: Op, dys: Incoming) -> Found:
     """Each input's gradient is a view of the output's."""
-    return Found((), {x: gradient(x)._replace(base=dys[op.output]) for x in _inputs(op)})
+    dy = dys[op.output]
+    return Found((), {x: gradient(x)._replace(base=dy, dtype=dy.dtype) for x in _inputs(op)})
 
 
 def _attention_backward(op: Op, dys: Incoming) -> Found:

@@ -237,6 +237,7 @@ class Recorder:
         for tensor in (access.tensor for access in op.writes):
             if tensor.base is None:
                 kind = "logits" if op.where == "loss" or _scores(tensor) else "temporary"
+                kind = "weight_copies" if tensor.copy_of else kind
                 slot = self.alloc(tensor, kind, op.name, shared=op.shared)
                 self._values.setdefault(None if op.shared else self._layer, {})[tensor] = slot
             self.hold(self.slot(tensor))
@@ -480,4 +481,4 @@ def _beside(op: Op) -> list[Tensor]:
 
 def _scores(tensor: Tensor) -> bool:
     """Whether it is of the logits' size."""
-    return not tensor.name and any(dim.letter == "V" for dim in tensor.dims)
+    return not (tensor.name or tensor.copy_of) and any(dim.letter == "V" for dim in tensor.dims)

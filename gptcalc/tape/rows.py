@@ -12,6 +12,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from gptcalc.formula import Dim, Formula, Product, ordered, product_size
+from gptcalc.tape import autocast
 from gptcalc.units import bytes_of
 
 #: Rows of a norm that one SM works on at a time: 16 blocks of 128 threads, 2,048 being the most that an SM holds.
@@ -21,7 +22,8 @@ ROWS_PER_SM = 16
 class Tensor(NamedTuple):
     """A value: two are the same where all fields are equal.
 
-    `name` is that of a parameter, as the inventory has it. A view has the storage of its `base`.
+    `name` is that of a parameter, as the inventory has it. A view has the storage of its `base`. A `copy_of` a
+    parameter in another dtype is autocast's.
     """
 
     label: str
@@ -29,6 +31,7 @@ class Tensor(NamedTuple):
     dtype: str
     name: str = ""
     base: "Tensor | None" = None
+    copy_of: str = ""
 
     @property
     def owner(self) -> "Tensor":
@@ -106,8 +109,9 @@ class Op(NamedTuple):
     that their gradients arrive as views, into which autograd adds no other gradient in place. Outputs beside the first
     that the caller holds on to are `handed`. What a `shared` op makes is there for all layers that come after. An
     attention kernel may drop out some weights (`drops_out`). Of an `unrecorded` op autograd knows nothing (`no_grad`).
-    `where` is the path of the module that runs the op, `checkpoint` what it is recomputed with. In a `turn` it runs for
-    each of several things.
+    The output of a `cached` op lives until the forward pass ends: autocast holds it. `casts` is the order in which
+    autocast looks at what is read, where that is not the last one first. `where` is the path of the module that runs
+    the op, `checkpoint` what it is recomputed with. In a `turn` it runs for each of several things.
     """
 
     name: str
@@ -122,6 +126,8 @@ class Op(NamedTuple):
     shared: bool = False
     drops_out: bool = False
     unrecorded: bool = False
+    cached: bool = False
+    casts: tuple[Tensor, ...] = ()
     where: str = ""
     checkpoint: Checkpoint | None = None
     turn: Turn | None = None
@@ -160,7 +166,8 @@ class Setting(NamedTuple):
     the `batch` (B), the path of the module (`where`), whether it is `training`, the kernel of `attention`, whether its
     core runs `again` in the backward pass, whether the layer is the `first` one of the pass (what others have made for
     it is `shared`), and in a decode step how many tokens are `cached`, in which dtype. With `worst_routing` the tokens
-    of a mixture all go to the same experts, else to all experts evenly.
+    of a mixture all go to the same experts, else to all experts evenly. Under `autocast` to a
+    lower dtype, `dtype` is that of the weights.
     """
 
     rows: Dim
@@ -180,6 +187,7 @@ class Setting(NamedTuple):
     worst_routing: bool = False
     cached: Dim | None = None
     kv_dtype: str = ""
+    autocast: str = ""
     shared: dict[Hashable, str] | None = None
 
     def once(self, what: Hashable) -> Once:
@@ -241,22 +249,106 @@ def result(rows: Iterable[Op]) -> Tensor:
 
 
 class Rows(list[Op]):
-    """The rows of a module under way: called with an op, it gives the op's output."""
+    """The rows of a module under way: called with an op, it gives the op's output.
+
+    Under autocast the rows that cast what an op reads come before it, and its output may be of another dtype than the
+    op says: whoever goes on in these rows with the tensor as the op had it means that one.
+    """
 
     def __init__(self, setting: Setting) -> None:
         """Start with none."""
         super().__init__()
-        self.where = setting.where
+        self.where, self.autocast = setting.where, setting.autocast
         self.turn: Turn | None = None
+        self._found: dict[Tensor, Tensor] = {}
 
     def __call__(self, op: Op) -> Tensor:
         """Append a row of this module, in the turn that it is in."""
-        self.append(op if op.where else op._replace(where=self.where, turn=self.turn))
-        return op.output
+        op = op if op.where else op._replace(where=self.where, turn=self.turn)
+        self.append(self._under_autocast(op) if self.autocast else op)
+        return self[-1].output
 
     def drop(self, *values: Tensor) -> None:
         """The last Python references to `values` end here, after the last row."""
-        self[-1] = self[-1]._replace(drops=(*self[-1].drops, *values))
+        self[-1] = self[-1]._replace(drops=(*self[-1].drops, *map(self._as_found, values)))
+
+    def meant(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """What was made of these in these rows, in whichever dtype."""
+        return tuple(map(self._as_found, given))
+
+    def lowered(self, label: str, *given: Tensor) -> tuple[Tensor, ...]:
+        """What autocast hands to a function that is on its list and runs several ops, of which one makes `label`.
+
+        The last is cast first. The copies are the caller's to drop.
+        """
+        wanted = self.autocast
+        return tuple(
+            reversed([self._copy(x, wanted, label) if wanted and x.dtype != wanted else x for x in reversed(given)])
+        )
+
+    def _under_autocast(self, op: Op) -> Op:
+        """The op as it runs: it reads copies, of which those that are not cached end with it."""
+        op = op._replace(
+            reads=tuple(access._replace(tensor=self._as_found(access.tensor)) for access in op.reads),
+            casts=tuple(map(self._as_found, op.casts)),
+        )
+        copies: dict[Tensor, Tensor] = {}
+        seen = self._seen_flat(op)
+        for tensor in op.casts or [access.tensor for access in reversed(op.reads)]:
+            wanted = autocast.reads(op.name, tensor.dtype, self.autocast)
+            if wanted != tensor.dtype and tensor not in copies:
+                copies[tensor] = self._copy(seen.get(tensor, tensor), wanted, op.output.label)
+        reads = tuple(access._replace(tensor=copies.get(access.tensor, access.tensor)) for access in op.reads)
+        dtypes = [access.tensor.dtype for access in reads]
+        writes = []
+        for number, access in enumerate(op.writes):
+            made = access.tensor
+            if made.base is not None:
+                base = self._as_found(made.base)
+                made = made._replace(base=base, dtype=base.dtype)
+            elif not number:
+                made = made._replace(dtype=autocast.gives(op.name, made.dtype, dtypes, self.autocast))
+            if made != access.tensor:
+                self._found[access.tensor] = made
+            writes.append(access._replace(tensor=made))
+
+        def as_run(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(copies.get(found := self._as_found(tensor), found) for tensor in tensors)
+
+        saves = as_run(op.saves)
+        if op.name in ("aten::mm", "aten::addmm"):  # a weight lives anyhow, a copy of it does not
+            saves += tuple(factor for factor in as_run((op.reads[1].tensor,)) if factor in copies.values())
+        ended = [copy for copy in copies.values() if not copy.copy_of]
+        return op._replace(
+            reads=reads,
+            writes=tuple(writes),
+            saves=saves,
+            viewed=as_run(op.viewed),
+            handed=as_run(op.handed),
+            drops=(*map(self._as_found, op.drops), *ended, *seen.values()),
+            casts=(),
+        )
+
+    def _seen_flat(self, op: Op) -> dict[Tensor, Tensor]:
+        """What `addmm` reads of x (…, in), of which the caller has made rows: what is cast is that view."""
+        x = op.reads[0].tensor if op.casts else None
+        if x is None or len(x.dims) <= 2 or x.dtype == self.autocast:
+            return {}
+        return {x: self(view(x, f"{x.label} by row for {op.output.label}"))}
+
+    def _as_found(self, tensor: Tensor) -> Tensor:
+        """The tensor that is meant."""
+        if tensor in self._found or tensor.base is None:
+            return self._found.get(tensor, tensor)
+        base = self._as_found(tensor.base)
+        return tensor if base == tensor.base else tensor._replace(base=base, dtype=base.dtype)
+
+    def _copy(self, x: Tensor, dtype: str, label: str) -> Tensor:
+        """A copy of x for what makes `label`; one of a parameter in the lower dtype is made once and cached."""
+        kept = x.name if dtype == self.autocast else ""
+        made = Tensor(f"{x.label} in {dtype}" + (f" for {label}" if not kept else ""), x.dims, dtype, copy_of=kept)
+        self.append(whole("aten::_to_copy", (x,), made)._replace(where=self.where, turn=self.turn, cached=bool(kept)))
+        return made
 
     def again(self, start: int, name: str, keeps: Iterable[Tensor]) -> None:
         """The rows from number `start` on will run again in the backward pass; what all layers share is there before.
@@ -389,7 +481,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, trans
     seen_anew = len(x.dims) > 2 or product_size(x.dims) == 1
     viewed = ((x,) if seen_anew else ()) + (() if transposed else (weight,))
     op = whole("aten::mm" if bias is None else "aten::addmm", (x, *learned), out)
-    return op._replace(saves=(x,), viewed=viewed)
+    # Autocast's order is that of linear(x, weight, bias), or of addmm(bias, x, weight), from the last to the first.
+    return op._replace(saves=(x,), viewed=viewed, casts=(weight, x, bias) if transposed and bias is not None else ())
 
 
 #: What each activation keeps: its input, or its output.
@@ -434,6 +527,11 @@ def nll_loss(scores: Tensor, targets: Tensor, label: str) -> Op:
 def split(x: Tensor, *parts: Tensor) -> Op:
     """Views of x side by side; their gradients are put together in one new tensor."""
     return whole("aten::split_with_sizes", (x,), *(part._replace(base=x) for part in parts))
+
+
+def made_of(given: Iterable[Tensor], found: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Of what was `found` for what was `given`: that which is something else."""
+    return tuple(new for old, new in zip(given, found, strict=True) if new != old)
 
 
 def cast(x: Tensor, dtype: str, label: str) -> Op:

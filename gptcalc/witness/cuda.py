@@ -36,7 +36,7 @@ from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.units import format_count
 from gptcalc.witness.loop import Loop, train
-from gptcalc.witness.meta import DTYPES, decoder
+from gptcalc.witness.meta import DTYPES, autocast, decoder
 
 #: Steps of training; the last one is measured. By then the optimizer has its states, and cuBLAS its workspaces.
 STEPS = 3
@@ -289,10 +289,12 @@ def _infer(run: _Run, spec: Spec, plan: Plan) -> Taken:
             cache = model.make_cache(plan.batch, plan.seq, DTYPES[plan.kv_dtype])
             prompt, token = (_tokens(spec, plan.batch, seq, place) for seq in (plan.seq, 1))
         with run.phase("prefill", 1):
-            logits = model(prompt, cache=cache, last_only=last_only).logits
+            with autocast(plan):
+                logits = model(prompt, cache=cache, last_only=last_only).logits
             del logits
         with run.phase("decode", 1):
-            logits = model(token, cache=cache, start=plan.seq - 1, last_only=last_only).logits
+            with autocast(plan):
+                logits = model(token, cache=cache, start=plan.seq - 1, last_only=last_only).logits
             del logits
         return run.stays()
 

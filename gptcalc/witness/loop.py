@@ -11,7 +11,7 @@ from torch import nn
 
 from gptcalc.plan import Plan
 from gptcalc.witness.adam8bit import AdamW8bit
-from gptcalc.witness.meta import DTYPES
+from gptcalc.witness.meta import DTYPES, autocast
 
 #: What opens a phase, by its name and the number of the step.
 PhaseOf = Callable[[str, int], AbstractContextManager[None]]
@@ -34,7 +34,7 @@ def train(
     """`steps` steps of what `build` builds in the phase of that name; `after` them, all variables are alive."""
     n = plan.grad_accum
     with phase("build", 0):
-        model, run = build()
+        model, run = under_autocast(build(), plan)
         if plan.grad_dtype != "none":
             add_main_gradients(model, DTYPES[plan.grad_dtype])
         update = Update(model, plan)
@@ -56,6 +56,16 @@ def train(
             if not plan.keep_outputs:
                 del loss
     after()
+
+
+def under_autocast(loop: Loop, plan: Plan) -> Loop:
+    """The same, its forward pass under what the plan's precision asks for."""
+
+    def forward() -> Any:
+        with autocast(plan):
+            return loop.forward()
+
+    return loop._replace(forward=forward) if plan.autocast else loop
 
 
 def add_main_gradients(model: nn.Module, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.evidence import Evidence, Finding
-from gptcalc.ledger.memory import LINEAR, ModeName, attention_choices, is_phase, record
+from gptcalc.ledger.memory import LINEAR, ModeName, attention_choices, is_phase, record, refuse
 from gptcalc.ledger.step import RECORDED_BATCHES
 from gptcalc.plan import Plan
 from gptcalc.tape.replay import Recording, replay
@@ -25,13 +25,19 @@ MemoryWitness = Callable[[Resolved, Plan, Sequence[ModeName]], tuple[Evidence, .
 
 def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
     """Every tensor that autograd keeps in a training step's forward pass, by size and dtype."""
-    from gptcalc.witness import hub_steps, saved_tensors
+    from gptcalc.witness import fake_cuda, hub_steps, saved_tensors
 
     if "training" not in modes:
         return (Evidence("saved-tensors", "inference", skipped="it keeps nothing for a backward pass"),)
     settled = _settled(model, plan, "training")
+    refuse(settled, ("training",))
     published = plan.implementation == "transformers"
-    seen = hub_steps.saved(model, settled) if published else saved_tensors.saved(model.spec, settled)
+    if plan.autocast:
+        if reason := fake_cuda.missing():
+            return (Evidence("saved-tensors", "training", skipped=f"the meta device has no autocast, and {reason}"),)
+        (seen,) = fake_cuda.run([fake_cuda.Call(saved_tensors.saved, (model.spec, settled, "cuda"))])
+    else:
+        seen = hub_steps.saved(model, settled) if published else saved_tensors.saved(model.spec, settled)
     found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in seen)
     expected = _kept(record("training", model.spec, plan, None))
     findings = tuple(
@@ -40,7 +46,7 @@ def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tup
         if (ours := expected[size, dtype]) != (theirs := found[size, dtype])
     )
     n_bytes = sum(size * n for (size, _), n in found.items())
-    subject = f"{'transformers' if published else 'gptcalc.modules'} on meta, {_words(settled)}"
+    subject = f"{'transformers' if published else 'gptcalc.modules'} on {_device(plan)}, {_words(settled)}"
     return (Evidence("saved-tensors", subject, found.total(), findings=findings, bytes=n_bytes),)
 
 
@@ -58,7 +64,7 @@ def _kept(recording: Recording) -> Counter[tuple[int, str]]:
 
 def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
     """Every allocation and free of the steps, through the allocator: the figures of each phase."""
-    from gptcalc.witness import hub_steps
+    from gptcalc.witness import fake_cuda, hub_steps
     from gptcalc.witness.trace import replay as figures_of
     from gptcalc.witness.trace import trace_inference, trace_training
 
@@ -66,7 +72,14 @@ def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evide
     seen = []
     for mode in modes:
         settled = _settled(model, plan, mode)
-        if mode == "inference":
+        refuse(settled, (mode,))
+        if plan.autocast:
+            if reason := fake_cuda.missing():
+                seen.append(Evidence("trace", mode, skipped=f"the meta device has no autocast, and {reason}"))
+                continue
+            how = (trace_inference, ("cuda",)) if mode == "inference" else (trace_training, (2, "cuda"))
+            (traced,) = fake_cuda.run([fake_cuda.Call(how[0], (model.spec, settled, *how[1]))])
+        elif mode == "inference":
             traced = trace_inference(model.spec, settled)
         else:
             traced = hub_steps.trace_training(model, settled) if published else trace_training(model.spec, settled)
@@ -78,7 +91,7 @@ def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evide
         seen.append(
             Evidence(
                 "trace",
-                f"{mode} {'of transformers ' if published else ''}on meta, {_words(settled)}",
+                f"{mode} {'of transformers ' if published else ''}on {_device(plan)}, {_words(settled)}",
                 n_events,
                 findings=tuple(_differences(mode, _phases(recording, plan), found)),
                 bytes=max(figures.requested for figures in found.values()),
@@ -108,6 +121,11 @@ def _settled(model: Resolved, plan: Plan, mode: ModeName) -> Plan:
     choices = attention_choices(model.spec, plan, training=mode == "training")
     backends = ["eager" if choice is LINEAR else choice.backend for choice in choices]
     return plan.model_copy(update={"attention": ",".join(backends if len(set(backends)) > 1 else backends[:1])})
+
+
+def _device(plan: Plan) -> str:
+    """Where a witness without a GPU runs: the meta device has no autocast."""
+    return "fake CUDA" if plan.autocast else "meta"
 
 
 def _words(plan: Plan) -> str:

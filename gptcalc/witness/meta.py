@@ -19,7 +19,7 @@ def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
     """
     attention = plan.attention.split(",")
     before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[plan.precision])
+    torch.set_default_dtype(DTYPES[plan.dtype])
     try:
         with torch.device(device):
             return build(
@@ -35,3 +35,9 @@ def decoder(spec: Spec, plan: Plan, device: str = "meta") -> Decoder:
 def token_ids(batch: int, seq: int, device: str = "meta") -> Tensor:
     """Token IDs, or targets, (B, T) in int64."""
     return torch.empty(batch, seq, dtype=torch.int64, device=device)
+
+
+def autocast(plan: Plan) -> torch.autocast:
+    """Around a forward pass: what the plan's precision asks for; the meta device has no autocast."""
+    dtype = DTYPES.get(plan.autocast, torch.bfloat16)
+    return torch.autocast("cuda", dtype, enabled=bool(plan.autocast))

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from gptcalc.modules.checks import trusted
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
-from gptcalc.witness.meta import decoder, token_ids
+from gptcalc.witness.meta import autocast, decoder, token_ids
 
 
 class Saved(NamedTuple):
@@ -35,7 +35,7 @@ def saved(spec: Spec, plan: Plan, device: str = "meta") -> tuple[Saved, ...]:
     model = decoder(spec, plan, device).train()
     ids, targets = (token_ids(plan.batch, plan.seq, device) for _ in range(2))
     given = [*model.parameters(), ids, targets]
-    with trusted():
+    with trusted(), autocast(plan):
         return watch(model, lambda: model(ids, targets).loss, given)
 
 

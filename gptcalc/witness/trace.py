@@ -29,7 +29,7 @@ from gptcalc.modules.checks import trusted
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.witness.loop import Loop, train
-from gptcalc.witness.meta import DTYPES, decoder, token_ids
+from gptcalc.witness.meta import DTYPES, autocast, decoder, token_ids
 
 
 class Event(NamedTuple):
@@ -217,10 +217,12 @@ def trace_inference(spec: Spec, plan: Plan, device: str = "meta") -> Trace:
             prompt, token = (token_ids(plan.batch, seq, device) for seq in (plan.seq, 1))
         last_only = plan.logits == "last"
         with recorder.phase("prefill", 1):
-            logits = model(prompt, cache=cache, last_only=last_only).logits
+            with autocast(plan):
+                logits = model(prompt, cache=cache, last_only=last_only).logits
             del logits
         with recorder.phase("decode", 1):
-            logits = model(token, cache=cache, start=plan.seq - 1, last_only=last_only).logits
+            with autocast(plan):
+                logits = model(token, cache=cache, start=plan.seq - 1, last_only=last_only).logits
             del logits
     return Trace(tuple(recorder.phases))
 

@@ -260,7 +260,7 @@ def test_the_title_says_how_much_and_when() -> None:
 @pytest.mark.parametrize(
     ("asked", "fields", "said"),
     [
-        ({}, {}, "bf16 weights, activations, gradients and optimizer states (autocast is not built yet)"),
+        ({}, {}, "bf16 weights, activations, gradients and optimizer states"),
         ({"precision": "fp32"}, {}, "fp32 weights, activations, gradients and optimizer states; KV cache in fp32"),
         ({"mode": "inference", "kv_dtype": "fp16"}, {}, "bf16 weights and activations; KV cache in fp16"),
         ({"optimizer": "sgd", "momentum": 0.9, "optimizer_impl": "fused"}, {}, "SGD (fused), momentum 0.9"),

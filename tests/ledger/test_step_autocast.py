@@ -1,0 +1,153 @@
+"""Autocast: a step's tape is what the reference does on fake CUDA, allocation by allocation.
+
+The meta device has no autocast. All cases run in one process of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from steps import FAMILIES, kept, of_tape, of_trace, tape_inference, tape_training, toy_plans
+
+from gptcalc.catalog import resolve
+from gptcalc.errors import InvalidValueError
+from gptcalc.ledger.memory import memory
+from gptcalc.plan import Plan
+from gptcalc.tape import autocast
+from gptcalc.witness.fake_cuda import Call
+
+torch = pytest.importorskip("torch")
+
+from gptcalc.witness.saved_tensors import saved  # noqa: E402  it opens torch
+from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402  as above
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from gptcalc.spec import Spec
+
+    Run = Callable[[Sequence[Call]], list[Any]]
+
+DROPOUT = {"embedding_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.1}
+
+
+class Seen(NamedTuple):
+    """What torch does: what a step keeps, the step, a prompt and a token."""
+
+    saved: Any
+    training: Any
+    inference: Any
+
+
+def _seen(run: Run, asked: Sequence[tuple[Spec, Plan]]) -> list[Seen]:
+    calls = [Call(saved, (*one, "cuda")) for one in asked]
+    calls += [Call(trace_training, (*one, 2, "cuda")) for one in asked]
+    calls += [Call(trace_inference, (*one, "cuda")) for one in asked]
+    found, n = run(calls), len(asked)
+    return [Seen(*one) for one in zip(found[:n], found[n : 2 * n], found[2 * n :], strict=True)]
+
+
+def _compare(spec: Spec, plan: Plan, seen: Seen) -> None:
+    trained = tape_training(spec, plan)
+    assert of_tape(trained) == of_trace(seen.training)
+    assert of_tape(tape_inference(spec, plan)) == of_trace(seen.inference)
+    if plan.checkpointing == "none":
+        seeds = {"uint64": "int64"}
+        of_one = Counter(f"{seeds.get(row.dtype, row.dtype)} {row.bytes}" for row in seen.saved)
+        assert kept(trained) == of_one + of_one  # of two steps
+
+
+#: Every family with every kernel of attention, in both dtypes; and what runs again in the backward pass.
+CASES = [
+    (name, dropout, {"attention": backend, "precision": f"autocast-{lower}", "kv_dtype": lower} | more)
+    for name in FAMILIES
+    for backend, lower, dropout, more in (
+        ("eager", "bf16", DROPOUT, {}),
+        ("eager", "fp16", {}, {}),
+        ("math", "bf16", {}, {}),
+        ("math", "fp16", DROPOUT, {"optimizer_impl": "for-loop"}),
+        ("flash", "bf16", DROPOUT, {}),
+        ("flash", "fp16", {}, {}),
+        ("flash", "bf16", {}, {"checkpointing": "full"}),
+        ("eager", "bf16", DROPOUT, {"checkpointing": "selective"}),
+        ("efficient", "bf16", DROPOUT, {}),
+    )
+    if backend != "efficient" or name in ("gpt2", "gpt1")
+]
+
+
+def _asked(name: str, dropout: dict[str, float], fields: dict[str, Any]) -> tuple[Spec, Plan]:
+    plan = {"batch": 3, "seq": 13, "optimizer": "adamw"} | fields
+    return resolve(FAMILIES[name], dropout).spec, Plan.model_validate(plan)
+
+
+@pytest.fixture(scope="module")
+def found(fake_cuda: Run) -> list[Seen]:
+    """What torch does in each case."""
+    return _seen(fake_cuda, [_asked(*case) for case in CASES])
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_a_step_under_autocast_is_torchs(found: list[Seen], number: int) -> None:
+    """Training and inference: what is allocated and freed, in order, and what autograd keeps, copies of weights too."""
+    _compare(*_asked(*CASES[number]), found[number])
+
+
+@settings(max_examples=2, deadline=None, phases=[Phase.generate], derandomize=True)
+@given(
+    st.lists(
+        toy_plans(
+            precision=st.sampled_from(["autocast-bf16", "autocast-fp16"]),
+            kv_dtype=st.sampled_from(["fp32", "bf16", "fp16"]),
+            checkpointing=st.sampled_from(["none", "none", "full"]),
+            logits=st.sampled_from(["last", "all"]),
+        ),
+        min_size=12,
+        max_size=12,
+    )
+)
+def test_whatever_is_drawn(fake_cuda: Run, asked: list[tuple[Spec, Plan]]) -> None:
+    """Toys of any sizes, kernels, caches and dropouts, tied or not."""
+    for one, seen in zip(asked, _seen(fake_cuda, asked), strict=True):
+        _compare(*one, seen)
+
+
+def test_copies_of_weights_have_a_line() -> None:
+    """A bf16 copy of each linear layer's weight lives with the activations: two bytes each, of a tied table too."""
+    spec = resolve({"model_type": "gpt2"}, {}).spec
+    plan = Plan(batch=8, seq=1024, precision="autocast-bf16")
+    (mode,) = memory(spec, plan, ("training",)).modes
+    copies = {line.component: line.amount for line in mode.lines if line.kind == "weight_copies"}
+    matrices = {"attn_q": 1, "attn_k": 1, "attn_v": 1, "attn_o": 1, "mlp_up": 4, "mlp_down": 4}
+    assert copies == {name: 2 * 12 * n * 768 * 768 for name, n in matrices.items()} | {"embedding": 2 * 50257 * 768}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"precision": "autocast-bf16", "implementation": "transformers"}, "--implementation transformers")],
+)
+def test_what_is_not_known_is_refused(fields: dict[str, str], said: str) -> None:
+    """One line says what autocast is not modelled with."""
+    spec = resolve({"model_type": "gpt2"}, {}).spec
+    with pytest.raises(InvalidValueError, match=said):
+        memory(spec, Plan.model_validate({"seq": 8} | fields), ("training",))
+
+
+def test_an_op_in_no_list_is_refused() -> None:
+    """What autocast does is looked up, never guessed."""
+    with pytest.raises(InvalidValueError, match="autocast-bf16, of which it is not known what it does with aten::fft"):
+        autocast.reads("aten::fft", "bf16", "bf16")
+
+
+def _names(*lists: Iterable[str]) -> Counter[str]:
+    return Counter(name for names in lists for name in names)
+
+
+def test_an_op_is_in_one_list() -> None:
+    """No op is told twice how it runs."""
+    lists = (autocast.LOWER, autocast.FP32, autocast.WIDEST, autocast.AS_READ, autocast.AS_SAID)
+    assert set(_names(*lists).values()) == {1}
