@@ -151,6 +151,7 @@ def refuse(plan: Plan, modes: Sequence[ModeName]) -> None:
     """What autocast does is known of the reference alone; nobody trains in fp16 without a gradient scaler."""
     what = {
         "--implementation transformers": plan.implementation != "reference",
+        "chunked loss": plan.chunked_loss > 1 and "training" in modes,
         "training in fp16, whose gradient scaler is not modelled": plan.autocast == "fp16" and "training" in modes,
     }
     for name, refused in what.items():
