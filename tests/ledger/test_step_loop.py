@@ -148,3 +148,27 @@ def test_persistent_bytes_are_those_of_zero_and_megatron() -> None:
     for grad_dtype, each in (("bf16", 16), ("fp32", 18)):
         mode = memory(spec, plan.model_copy(update={"grad_dtype": grad_dtype}), ("training",)).modes[0]
         assert mode.persistent.requested == each * stored + inputs + workspaces
+
+
+@pytest.mark.parametrize(("d_model", "n_heads", "n_layers"), [(6144, 64, 48), (12288, 96, 96)])
+def test_megatron_takes_18_bytes_for_each_number_of_a_matrix(d_model: int, n_heads: int, n_layers: int) -> None:
+    """Korthikanti et al. 2022, 22B and 175B: weights, gradients and optimizer of 12·L·h² parameters."""
+    sizes = {"n_embd": d_model, "n_head": n_heads, "n_layer": n_layers, "vocab_size": 51_200, "n_positions": 2048}
+    report = api.memory(
+        GPT2 | sizes, seq=64, mode="training", master_weights="fp32", grad_dtype="fp32", grad_accum=2, dropout=0.0
+    )
+    for kind, each in {"weights": 2, "gradients": 4, "optimizer": 12}.items():
+        found = {line.component: line.amount for line in report.training.lines if line.kind == kind}
+        matrices = [name for name in found if name.startswith(("attn_", "mlp_")) and not name.endswith("_bias")]
+        assert len(matrices) == 6
+        assert sum(found[name] for name in matrices) == each * 12 * n_layers * d_model**2
+
+
+def test_zero_takes_120_gb_for_7_5_billion_parameters() -> None:
+    """Rajbhandari et al. 2020, table 1: 16 bytes a parameter, in decimal GB, before anything is sharded."""
+    sizes = {"n_embd": 4096, "n_head": 32, "n_layer": 36, "vocab_size": 50_257, "n_positions": 1024}
+    report = api.memory(GPT2 | sizes, seq=64, mode="training", master_weights="fp32", grad_dtype="bf16")
+    stored = api.count(GPT2 | sizes).totals.stored
+    inputs, workspaces = 2 * 64 * 8, 2 * 32 * 2**20
+    assert report.training.persistent.requested == 16 * stored + inputs + workspaces
+    assert round(16 * stored / 10**9) in (119, 120)
