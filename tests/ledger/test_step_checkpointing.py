@@ -16,6 +16,7 @@ from gptcalc.catalog import resolve
 from gptcalc.errors import GptcalcError
 from gptcalc.ledger.asked import settle
 from gptcalc.plan import Plan
+from gptcalc.tape.kernels import CudaKernels, target
 from gptcalc.tape.replay import replay
 
 torch = pytest.importorskip("torch")
@@ -156,6 +157,17 @@ def test_the_loss_in_chunks_is_the_mean_loss() -> None:
     for loss, gradients, _ in found[1:]:
         torch.testing.assert_close(loss, found[0][0])
         torch.testing.assert_close(gradients, found[0][1])
+
+
+def test_what_runs_again_runs_on_the_backward_thread() -> None:
+    """Its first product takes that thread's workspace: before any gradient, after the logits of the last chunk."""
+    plan = PLAN.model_copy(update={"chunked_loss": 2, "checkpointing": "none"})
+    kernels = CudaKernels(target("sm80"), (2, 13))
+    recording = tape_training(resolve(FAMILIES["gpt2"], {}).spec, plan, kernels=kernels, n_steps=1)
+    made = [event.slot.tensor.label for run in recording.runs(recording.record.stages[2]) for event in run.events]
+
+    assert made[made.index("logits") + 1] == "cuBLAS workspace (backward)"
+    assert made.index("logits") < made.index("gradient of log-probabilities")
 
 
 def test_more_chunks_than_tokens_are_refused() -> None:
