@@ -114,6 +114,34 @@ def test_a_step_of_every_family_is_torchs(model_type: str, attention: str, preci
         assert of_tape(inference(spec, plan, asked, None, recorded=ALL)) == of_trace(trace_inference(spec, plan))
 
 
+@pytest.mark.parametrize(
+    ("checkpointing", "model_type"),
+    [
+        *(("full", name) for name in TYPES if name not in NOT_MODELLED),
+        *(("selective", name) for name in TYPES if name in WRITTEN_OUT),
+    ],
+)
+def test_a_step_of_every_family_under_checkpoints_is_torchs(model_type: str, checkpointing: str) -> None:
+    """Blocks of every kind, or the core of their attention, run again in the backward pass as torch has it."""
+    spec = toy(model_type)
+    plan = Plan.model_validate(
+        {
+            "batch": 2,
+            "seq": 11,
+            "attention": "eager",
+            "optimizer": "sgd",
+            "optimizer_impl": "fused",
+            "checkpointing": checkpointing,
+        }
+    )
+    backends = [choice.backend for choice in attention_choices(spec, plan, training=True)]
+    update = optimizer(plan, torch_version(plan.torch))
+
+    assert of_tape(training(spec, plan, backends, update, None, n_steps=1, recorded=ALL)) == of_trace(
+        trace_training(spec, plan, 1)
+    )
+
+
 @pytest.mark.parametrize("model_type", [name for name in TYPES if name not in NOT_MODELLED])
 def test_every_family_has_an_answer_with_torchs_own_choice(model_type: str) -> None:
     """In bf16 on an H100: every mode, with its kernels' own buffers."""
