@@ -64,6 +64,13 @@ def op_words(op: str) -> str:
     return name.removeprefix("native_").removeprefix("scaled_dot_product_").replace("_", " ")
 
 
+#: Why what is made with the weights is there, by kind.
+BUILT_REASONS = {
+    "gradients": "a buffer for each weight, to which every fresh gradient is added, from the build on (--grad-dtype)",
+    "optimizer": "a copy of each weight, which the optimizer updates instead, from the build on (--master-weights)",
+}
+
+
 def why(kind: str, slot: Slot) -> tuple[str, str]:
     """Why a tensor is alive, and the source."""
     source = _SOURCES.get(kind, _DERIVATIVES)
@@ -77,6 +84,8 @@ def why(kind: str, slot: Slot) -> tuple[str, str]:
         return f"computed again in the backward pass, for that of {_names(slot.again)}", source
     if kind == "temporary" and slot.where == WHERE:
         return "what the optimizer computes of a weight in a step", source
+    if slot.op == "build" and kind in BUILT_REASONS:
+        return BUILT_REASONS[kind], source
     return OP_REASONS.get(slot.op, KIND_REASONS[kind]), source
 
 

@@ -164,6 +164,16 @@ def test_megatron_takes_18_bytes_for_each_number_of_a_matrix(d_model: int, n_hea
         assert sum(found[name] for name in matrices) == each * 12 * n_layers * d_model**2
 
 
+def test_what_is_made_at_build_says_why() -> None:
+    """Master weights and main gradients are lines of their own at depth 3, each with its reason."""
+    report = api.memory("gpt2", seq=32, mode="training", master_weights="fp32", grad_dtype="fp32", depth=3)
+    found = {line["key"]: line for line in report.to_dict()["training"]["lines"]}
+    master = found["optimizer.transformer.wte.weight.master weights"]
+    assert (master["amount"], master["dtype"]) == (4 * 50257 * 768, "fp32")
+    assert "a copy of each weight" in master["why"]
+    assert "every fresh gradient is added" in found["gradients.transformer.wte.weight"]["why"]
+
+
 def test_zero_takes_120_gb_for_7_5_billion_parameters() -> None:
     """Rajbhandari et al. 2020, table 1: 16 bytes a parameter, in decimal GB, before anything is sharded."""
     sizes = {"n_embd": 4096, "n_head": 32, "n_layer": 36, "vocab_size": 50_257, "n_positions": 1024}
