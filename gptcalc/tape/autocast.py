@@ -46,8 +46,8 @@ WIDEST = frozenset({f"aten::{name}" for name in ("add", "sub", "mul", "div", "ca
 AS_READ = frozenset(
     f"aten::{name}"
     for name in (
-        "abs add_ clamp_max clone constant_pad_nd cos embedding expand floor gather gelu hardtanh index index_add"
-        " leaky_relu masked_fill max mish mul_ native_dropout neg permute relu repeat_interleave scatter select"
+        "abs add_ clamp_max clone constant_pad_nd cos embedding erf expand floor gather gelu hardtanh index index_add"
+        " leaky_relu masked_fill max mean mish mul_ native_dropout neg permute relu repeat_interleave scatter select"
         " sigmoid silu sin slice sort split_with_sizes tanh tanh_ topk transpose tril triu unbind view"
     ).split()
 )

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from steps import kept, tape_training
 from support import DATA
-from test_hf_facts import LOSS, rounded_phases
+from test_hf_facts import assert_measured
 
 from gptcalc.catalog import resolve
 from gptcalc.plan import Plan, Precision
@@ -51,8 +51,7 @@ def _words(case: dict[str, Any]) -> str:
 def test_a_step_is_what_was_measured(case: dict[str, Any]) -> None:
     """Every phase's peak, in bytes rounded up to 512, and every storage that autograd keeps."""
     spec, plan = resolve(case["config"], {}).spec, plan_of(case)
-    found = rounded_phases(spec, plan)
-    assert found | {"optimizer": found["optimizer"] - LOSS} == case["phases"]
+    assert_measured(spec, plan, case)
     if "saved" in case:
         ours = kept(tape_training(spec, plan, n_steps=1))
         ours[f"int64 {case['batch'] * case['seq'] * 8}"] += 1  # the token IDs, which live anyhow
