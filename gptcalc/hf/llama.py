@@ -300,8 +300,9 @@ def _eager(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Give
         scores = _capped(rows, scores)
     scaled, scores = scores, rows(tape.add(scores, common.mask_of(at, part.window), "masked scores"))
     rows.drop(scaled)
-    wide = scores if query.dtype == "fp32" else rows(tape.cast(scores, "fp32", "scores in fp32"))
-    shares = rows(tape.softmax(wide, "softmax"))
+    # CUDA's kernel itself reads fp16 and writes fp32 [aten/src/ATen/native/SoftMax.cpp].
+    wide = scores if query.dtype in ("fp32", "fp16") else rows(tape.cast(scores, "fp32", "scores in fp32"))
+    shares = rows(_exact_softmax(wide))
     rows.drop(*(() if wide is scores else (wide,)))
     if query.dtype != "fp32":
         exact, shares = shares, rows(tape.cast(shares, query.dtype, "attention weights"))
@@ -311,6 +312,12 @@ def _eager(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Give
     flat = common.side_by_side(rows, attend.weighted_sum(rows, query, shares, values))
     rows.drop(*(x for x in (keys, values) if x not in given))
     return flat, shares
+
+
+def _exact_softmax(x: Tensor) -> Op:
+    """Softmax that is computed, and kept, in fp32."""
+    op = tape.whole("aten::_softmax", (x,), tape.made(x, "softmax", dtype="fp32"))
+    return op._replace(saves=(op.output,))
 
 
 def _capped(rows: Rows, scores: Tensor) -> Tensor:

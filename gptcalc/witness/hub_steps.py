@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from gptcalc.witness.trace import Recorder, Trace, recording, trace_steps
 
 #: Where rows of a mask lie apart by this, mem-efficient attention takes it as it is [sdp, preprocess_mask].
 MASK_ALIGNMENT = 8
+
+_aten = torch.ops.aten
 
 
 def trace_training(model: Resolved, plan: Plan, steps: int = 2, device: str = "meta") -> Trace:
@@ -88,7 +90,17 @@ def as_on_cuda(attention: str) -> Iterator[None]:
         how: dict[str, Any] = {"dropout_p": dropout_p, "causal": is_causal, "mask": mask, "scale": scale}
         return ops.attention(query, key, value, backend=attention, **how)
 
-    ours: dict[str, Any] = {"dropout": dropout, "scaled_dot_product_attention": sdpa, "mish": ops.mish}
+    def softmax(input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:  # noqa: A002  torch's signature
+        if input.is_meta and input.dtype is torch.float16 and dtype is torch.float32:
+            return _aten._softmax(input, dim, True)  # noqa: FBT003, SLF001  the kernel reads fp16 and writes fp32
+        return cast(Tensor, theirs["softmax"](input, dim, _stacklevel, dtype))
+
+    ours: dict[str, Any] = {
+        "dropout": dropout,
+        "softmax": softmax,
+        "scaled_dot_product_attention": sdpa,
+        "mish": ops.mish,
+    }
     theirs = {name: getattr(functional, name) for name in ours}
     for name, function in ours.items():
         setattr(functional, name, function)
