@@ -414,7 +414,9 @@ def _instances(recording: Recording, until: Place) -> list[Slot]:
 
 def _where(recording: Recording, place: Place) -> str:
     run = list(recording.runs(recording.record.stages[place.stage]))[place.run]
-    where = run.segment.label if run.segment.layer is None else f"layer {run.layers[place.repetition]}"
+    where = (
+        run.segment.label if run.segment.layer is None else f"layer {run.layers[place.repetition // len(run.numbers)]}"
+    )
     return f"{where}: {op_words(run.events[place.event].op)}"
 
 

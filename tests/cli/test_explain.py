@@ -479,3 +479,17 @@ def test_experts_in_turns_and_recomputed_layers_are_matched(
     match = found.predicted.match
     assert (match.missing, match.others) == (0, ())
     assert match.found == match.peak == machine.allocator.peak().requested
+
+
+def test_any_moment_of_a_mixture_is_named(tmp_path: Path) -> None:
+    """Where experts take turns too, the layer that runs and every tensor have their names; nothing is missing."""
+    fields = steps.MIXTRAL | {"num_local_experts": 7}
+    plan = Plan(batch=3, seq=9, attention="math")
+    requests = of_tape("training", resolve(fields, {}).spec, plan)
+    settings = {"batch": 3, "seq": 9, "attention": "math", "mode": "training"}
+    for cut in range(30, len(requests), len(requests) // 25):
+        path = written(tmp_path, snapshot(Machine().run(requests[:cut])))
+        found = api.explain(path, fields, at="end", settings=settings, depth=3)
+        assert found.predicted is not None
+        assert found.predicted.match.missing == 0
+        assert found.predicted.match.more <= 2 * 432  # a list that goes at once is cut in its middle
