@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from _pytest.terminal import TerminalReporter
 
@@ -31,3 +32,18 @@ def fake_cuda() -> Callable[[Sequence[Any]], list[Any]]:
     if reason := found.missing():
         pytest.skip(reason)
     return found.run
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """Every trace collects garbage: what torch opens in the first one need not be looked through each time."""
+    pytest.importorskip("torch")
+    from gptcalc.catalog import resolve
+    from gptcalc.plan import Plan
+    from gptcalc.witness.trace import trace_training
+
+    trace_training(resolve("gpt2", {"n_layers": 1, "d_model": 64, "n_vocab": 7}).spec, Plan(batch=1, seq=2, attention="eager"), 1)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,6 @@ from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 from gptcalc.witness.saved_tensors import saved  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gptcalc.spec import Spec
     from gptcalc.tape.replay import Recording
 
@@ -43,14 +40,7 @@ if TYPE_CHECKING:
 PLAN = Plan(batch=3, seq=13, attention="flash", optimizer="sgd", optimizer_impl="fused")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every trace collects garbage: what torch opens in the first one need not be looked through each time."""
-    tracing.trace_training(resolve(GPT2, {}).spec, PLAN)
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def check(recording: Recording, trace: tracing.Trace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +20,6 @@ torch = pytest.importorskip("torch")
 from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402  it opens torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gptcalc.spec import Spec
 
 BACKENDS = ["eager", "math"]
@@ -37,12 +34,7 @@ SIZES = {"n_layers": 2, "d_model": 24, "d_head": 6, "d_ff": 31, "n_vocab": 29, "
 PLAN = Plan(batch=2, seq=5, optimizer="sgd", optimizer_impl="fused")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every trace collects garbage: torch's own objects need not be looked through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def is_torchs_step(spec: Spec, plan: Plan) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +24,6 @@ from gptcalc.witness.saved_tensors import saved  # noqa: E402
 from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gptcalc.spec import Spec
 
 #: An update of it allocates nothing.
@@ -34,12 +31,7 @@ PLAN = Plan(batch=2, seq=130, attention="eager", optimizer="sgd", optimizer_impl
 SIZES = {"n_key_heads": 2, "n_value_heads": 6, "d_key": 8, "d_value": 5, "kernel": 4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every trace collects garbage: torch's own objects need not be looked through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def linear(n_layers: int, width: int = 20, **sizes: int) -> Spec:

@@ -28,6 +28,8 @@ from gptcalc.witness.reference import build  # noqa: E402
 if TYPE_CHECKING:
     from gptcalc.spec import Spec
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 ACTIVATIONS = ["silu", "gelu", "quick_gelu", "linear"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -40,12 +39,7 @@ WRITTEN_OUT = {"bloom", "deepseek_v3", "falcon", "gemma3_text", "gpt2", "gpt_neo
 TYPES = [name for name in model_types() if name in types_of_transformers()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every trace collects garbage: torch's own objects need not be looked through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 @contextmanager

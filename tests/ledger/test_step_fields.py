@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +21,10 @@ from gptcalc.witness.saved_tensors import saved  # noqa: E402  it opens torch
 from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gptcalc.spec import Spec
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every trace collects garbage: torch's own objects need not be looked through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def is_torchs_step(spec: Spec, plan: Plan) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,20 +17,13 @@ torch = pytest.importorskip("torch")
 from gptcalc.witness.trace import trace_inference, trace_training  # noqa: E402  it opens torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gptcalc.spec import Spec
 
 #: Dense throughout: no layer is a mixture.
 DENSE = {"model_type": "deepseek_v3", "first_k_dense_replace": 9}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every trace collects garbage: torch's own objects need not be looked through each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 @st.composite

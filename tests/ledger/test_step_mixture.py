@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gptcalc.tape import Setting
     from gptcalc.tape.replay import Recording
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 #: Every layer is recorded, as it is traced.
 ALL = 1000
 

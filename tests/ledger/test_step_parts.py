@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gptcalc.plan import Plan
     from gptcalc.spec import Spec
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 #: A single head that is cut back from its padding runs another product, of which the tape does not know.
 DRAWN = toy_plans().filter(lambda drawn: drawn[0].layers[0].block.model_dump()["attention"]["n_heads"] > 1)
 

@@ -27,6 +27,8 @@ from gptcalc.witness.trace import Event, Trace, replay, trace_inference, trace_t
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 GPT2, LLAMA = steps.GPT2 | {"n_embd": 30}, steps.LLAMA | {"head_dim": 10}
 MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 MODELS = {
