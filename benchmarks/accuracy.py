@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from gptcalc.catalog import resolve
 from gptcalc.files import write_atomically
-from gptcalc.ledger.memory import PHASES, memory, record
+from gptcalc.ledger.memory import PHASES, Mode, memory, record
+from gptcalc.ledger.parameters import stored
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.tape.replay import Recording, fold, replay
@@ -249,6 +250,40 @@ def korthikanti() -> Iterator[Row]:
 DROPOUT: dict[str, object] = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.1)
 
 
+#: The matrices of a layer, which papers count as 12·L·h².
+MATRICES = ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_up", "mlp_down")
+#: Layers of the models of Figure 1, and over how many devices their states are spread: tensor × pipeline parallel.
+SPREAD = {"22B": (48, 8), "175B": (96, 8 * 8)}
+
+
+def states() -> Iterator[Row]:
+    """Weights, gradients and Adam's states in mixed precision.
+
+    ZeRO (Rajbhandari et al. 2020, §3.1) speaks of what stays between steps, with gradients in fp16: 2 + 2 + 12 bytes.
+    Figure 1 of Korthikanti et al. speaks of the layers' matrices, with gradients in fp32: 2 + 4 + 12, 45.5625 GiB a
+    device, of which there are as many as the model is spread over.
+    """
+    for name, (heads, width, _) in MEGATRON.items():
+        n_layers, devices = SPREAD[name]
+        shape = {"n_heads": heads, "d_model": width, "n_layers": n_layers, "n_vocab": 51200, "n_ctx": 2048}
+        spec = resolve("gpt2", shape).spec
+        mode = _mixed(spec, "fp16")
+        beside = sum(held.amount for held in mode.held if held.kind in ("inputs", "workspace"))
+        rule, case = "published rule: Rajbhandari et al. 2020 (ZeRO)", f"{name}, one device, 16 bytes a parameter"
+        yield Row(rule, case, "states between steps", mode.persistent.requested - beside, 16 * stored(spec))
+        mode = _mixed(spec, "fp32")
+        kinds = ("weights", "gradients", "optimizer")
+        found = sum(line.amount for line in mode.lines if line.kind in kinds and line.component in MATRICES)
+        figure, case = "published figure: Korthikanti et al. 2022, Fig. 1", f"{name}, 45.5625 GiB on each of {devices}"
+        yield Row(figure, case, "parameters and optimizer", found, int(45.5625 * 2**30) * devices)
+
+
+def _mixed(spec: Spec, grad_dtype: str) -> Mode:
+    """A step in fp16 with master weights in fp32."""
+    settings = {"batch": 1, "seq": 1, "precision": "fp16", "master_weights": "fp32", "grad_dtype": grad_dtype}
+    return memory(spec, Plan.model_validate(settings), ["training"]).modes[0]
+
+
 # --- GPUs -------------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +310,7 @@ def gpus() -> Iterator[Row]:
 
 def every() -> list[Row]:
     """All rows, the same at each run."""
-    return [row for rows in (gpus, steps, saved, traces, korthikanti) for row in rows()]
+    return [row for rows in (gpus, steps, saved, traces, korthikanti, states) for row in rows()]
 
 
 def summary(rows: Iterable[Row]) -> str:

@@ -42,7 +42,8 @@ def frozen() -> Iterator[None]:
     from gptcalc.plan import Plan
     from gptcalc.witness.trace import trace_training
 
-    trace_training(resolve("gpt2", {"n_layers": 1, "d_model": 64, "n_vocab": 7}).spec, Plan(batch=1, seq=2, attention="eager"), 1)
+    toy = resolve("gpt2", {"n_layers": 1, "d_model": 64, "n_vocab": 7}).spec
+    trace_training(toy, Plan(batch=1, seq=2, attention="eager"), 1)
     gc.collect()
     gc.freeze()
     yield

@@ -44,7 +44,7 @@ class Case(NamedTuple):
     def training(self, recorded: int = ALL) -> Recording:
         """Its training, two steps."""
         plan = self.plan
-        how = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, (2, 13))
+        how = optimizer(plan, (2, 13))
         return step.training(self.spec, plan, self._kernels, how, None, recorded=recorded)
 
     def inference(self, recorded: int = ALL) -> Recording:
