@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
-from gptcalc.hf import common
+from gptcalc.hf import UNDER_AUTOCAST, common
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
 from gptcalc.ledger.reasons import COMPILED, has_rms_norm, mode_notes, optimizer_notes
 from gptcalc.ledger.step import RECORDED_BATCHES, inference, training
@@ -137,7 +137,7 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
         raise InvalidValueError(
             f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
         )
-    refuse(plan, modes)
+    refuse(plan, modes, measured=spec.family in UNDER_AUTOCAST)
     for what, since in _needs(spec, plan):
         if torch < since:
             raise InvalidValueError(
@@ -147,10 +147,10 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
     return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
 
 
-def refuse(plan: Plan, modes: Sequence[ModeName]) -> None:
-    """What autocast does is known of the reference alone; nobody trains in fp16 without a gradient scaler."""
+def refuse(plan: Plan, modes: Sequence[ModeName], *, measured: bool = False) -> None:
+    """What autocast does is known of the reference, and of classes that were `measured`; fp16 has a gradient scaler."""
     what = {
-        "--implementation transformers": plan.implementation != "reference",
+        "--implementation transformers": plan.implementation != "reference" and not measured,
         "chunked loss": plan.chunked_loss > 1 and "training" in modes,
         "training in fp16, whose gradient scaler is not modelled": plan.autocast == "fp16" and "training" in modes,
     }

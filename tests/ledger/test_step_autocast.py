@@ -132,9 +132,17 @@ def test_copies_of_weights_have_a_line() -> None:
 )
 def test_what_is_not_known_is_refused(fields: dict[str, str], said: str) -> None:
     """One line says what autocast is not modelled with."""
-    spec = resolve({"model_type": "gpt2"}, {}).spec
+    spec = resolve({"model_type": "qwen3"}, {}).spec
     with pytest.raises(InvalidValueError, match=said):
         memory(spec, Plan.model_validate({"seq": 8} | fields), ("training",))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_transformers_classes_that_were_measured_are_answered(family: str) -> None:
+    """Their steps under autocast are held against measurements: a copy of every linear layer's weight is told."""
+    plan = Plan(seq=8, precision="autocast-bf16", implementation="transformers")
+    (mode,) = memory(resolve({"model_type": family, "n_layers": 2}, {}).spec, plan, ("training",)).modes
+    assert mode.totals.requested > 0
 
 
 def test_an_op_in_no_list_is_refused() -> None:
