@@ -152,12 +152,12 @@ def refuse(plan: Plan, modes: Sequence[ModeName], *, measured: bool = False) -> 
     what = {
         "--implementation transformers": plan.implementation != "reference" and not measured,
         "chunked loss": plan.chunked_loss > 1 and "training" in modes,
-        "training in fp16, whose gradient scaler is not modelled": plan.autocast == "fp16" and "training" in modes,
+        "training: its gradient scaler": plan.autocast == "fp16" and "training" in modes,
     }
     for name, refused in what.items():
         if plan.autocast and refused:
             raise InvalidValueError(
-                f"precision: read {plan.precision} with {name}: not modelled; allowed: fp32, bf16, fp16"
+                f"precision: read {plan.precision} with {name} is not modelled; allowed: fp32, bf16, fp16"
             )
 
 

@@ -128,9 +128,13 @@ def test_copies_of_weights_have_a_line() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"precision": "autocast-bf16", "implementation": "transformers"}, "--implementation transformers")],
+    [
+        ({"precision": "autocast-bf16", "implementation": "transformers"}, "--implementation transformers"),
+        ({"precision": "autocast-bf16", "chunked_loss": 2}, "chunked loss"),
+        ({"precision": "autocast-fp16"}, "gradient scaler"),
+    ],
 )
-def test_what_is_not_known_is_refused(fields: dict[str, str], said: str) -> None:
+def test_what_is_not_known_is_refused(fields: dict[str, Any], said: str) -> None:
     """One line says what autocast is not modelled with."""
     spec = resolve({"model_type": "qwen3"}, {}).spec
     with pytest.raises(InvalidValueError, match=said):
