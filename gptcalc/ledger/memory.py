@@ -87,13 +87,16 @@ class Mode(NamedTuple):
 
 
 def every_phase(phases: Sequence[Phase]) -> Iterator[Phase]:
-    """Each phase of each micro-batch, in the order of time."""
+    """Each phase of each micro-batch, in the order of time; what was reserved before is still reserved later."""
     repeated = [phase for phase in phases if phase.batches > 1]
     yield from (phase for phase in phases if phase.batches == 1 and phase.name != "optimizer")
     for number in range(repeated[0].batches if repeated else 0):
         for phase in repeated:
             kind, _, first = phase.name.partition("#")
-            yield phase._replace(name=f"{kind}#{int(first) + number}", batches=1)
+            figures = phase.figures
+            if number:
+                figures = figures._replace(reserved=max(other.figures.reserved for other in repeated))
+            yield phase._replace(name=f"{kind}#{int(first) + number}", figures=figures, batches=1)
     yield from (phase for phase in phases if phase.name == "optimizer")
 
 

@@ -136,7 +136,9 @@ def test_the_answer_lists_every_micro_batch() -> None:
         assert any(f"micro-batches 3 to {n} do what micro-batch 2 does" in note for note in mode["notes"])
     phases = api.memory("gpt2", seq=32, mode="training", grad_accum=5).to_dict()["training"]["phases"]
     assert [*phases][-2:] == ["backward#5", "optimizer"]
-    assert phases["forward#2"] == phases["forward#5"] != phases["forward#1"]
+    assert phases["backward#2"] == phases["backward#5"] != phases["backward#1"]
+    reserved = {"reserved": phases["backward#2"]["reserved"]}
+    assert {**phases["forward#2"], **reserved} == phases["forward#5"]
 
 
 def test_persistent_bytes_are_those_of_zero_and_megatron() -> None:
