@@ -72,7 +72,7 @@ def gradients(op: Op, dys: Incoming, needs: "set[Tensor] | frozenset[Tensor]") -
     """What the rule of `op` says, less what no input of `needs` wants."""
     if op.name not in _RULES:
         raise TypeError(f"{op.name} has no backward rule")
-    rows, found, fitted = _in_own_dtypes(_RULES[op.name](op, dys))
+    rows, found, fitted = _in_own_dtypes(_RULES[op.name](op, dys), needs)
     kept = {
         tensor: grad._replace(base=grad) if tensor in op.viewed else grad
         for tensor, grad in found.items()
@@ -83,12 +83,12 @@ def gradients(op: Op, dys: Incoming, needs: "set[Tensor] | frozenset[Tensor]") -
     return Found(rows, kept, fitted)
 
 
-def _in_own_dtypes(found: Found) -> Found:
-    """What the engine does once a formula is through: a gradient of another dtype is cast."""
+def _in_own_dtypes(found: Found, needs: "set[Tensor] | frozenset[Tensor]") -> Found:
+    """What the engine does once a formula is through: a gradient of another dtype is cast, where one is wanted."""
     fitted, grads = list(found.fitted), dict(found.grads)
     made = {row.output for row in (*found.rows, *fitted)}
     for tensor, grad in found.grads.items():
-        if grad.dtype != tensor.dtype:
+        if grad.dtype != tensor.dtype and tensor in needs:
             row = whole("aten::_to_copy", (grad,), gradient(tensor))
             fitted.append(row._replace(drops=(grad,) if grad in made else ()))
             grads[tensor] = row.output
