@@ -381,6 +381,7 @@ def memory(  # noqa: PLR0913  a setting is an argument
     optimizer_impl: str | None = None,
     momentum: float | None = None,
     amsgrad: bool | None = None,
+    optimizer_in_backward: bool | None = None,
     grad_accum: int | None = None,
     grad_clip: float | None = None,
     zero_grads: bool | None = None,

@@ -42,6 +42,7 @@ class Plan(Record):
     optimizer_impl: OptimizerImpl = "foreach"
     momentum: float = 0.0
     amsgrad: bool = False
+    optimizer_in_backward: bool = False
     grad_accum: Size = 1
     grad_clip: float = 0.0
     zero_grads: bool = False

@@ -119,6 +119,44 @@ def test_large_tensors_in_8_bits_are_event_by_event_too(update: dict[str, Any]) 
         assert of_tape(recording) == of_trace(trace_training(spec, plan, 2))
 
 
+# --- In backward -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
+def test_in_backward_each_weight_is_updated_as_soon_as_its_gradient_is_whole(
+    drawn: tuple[Spec, Plan], update: dict[str, Any]
+) -> None:
+    """Every allocation and free of two steps with torch's hooks, whichever optimizer each weight has."""
+    spec, plan = drawn[0], drawn[1].model_copy(update=update | {"optimizer_in_backward": True})
+    assert of_tape(tape_training(spec, plan)) == of_trace(trace_training(spec, plan, 2))
+
+
+@pytest.mark.parametrize("config", [LLAMA, MIXTRAL], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("also", [{"checkpointing": "full"}, {"checkpointing": "selective"}, {"chunked_loss": 2}])
+def test_in_backward_what_runs_again_runs_between(config: dict[str, Any], also: dict[str, Any]) -> None:
+    """With checkpoints, and with the loss in chunks, every event is torch's too."""
+    plan = Plan(batch=2, seq=6, precision="fp32", attention="eager", optimizer_in_backward=True)
+    spec, plan = resolve(config, {}).spec, plan.model_copy(update=also)
+    assert of_tape(tape_training(spec, plan)) == of_trace(trace_training(spec, plan, 2))
+
+
+def test_in_backward_gradients_are_never_all_there() -> None:
+    """Of GPT-2 XL's gradients (3.1 GB in bf16) fewer than a tenth are alive at once; nothing is a phase of its own."""
+    plan = {"mode": "training", "seq": 64, "optimizer": "sgd", "optimizer_impl": "fused"}
+    plain, hooked = (
+        gptcalc.memory("gpt2-xl", **plan, optimizer_in_backward=on).to_dict()["training"] for on in (False, True)
+    )
+    gradients = 2 * 1_557_611_200
+
+    assert list(plain["phases"]) == ["forward", "backward", "optimizer"]
+    assert list(hooked["phases"]) == ["forward", "backward"]
+    assert plain["totals"]["requested"] > gradients
+    assert plain["phases"]["forward"]["requested"] == hooked["phases"]["forward"]["requested"]
+    assert plain["totals"]["requested"] - hooked["totals"]["requested"] > 0.9 * gradients
+    assert any("gradients never exist all at once" in note for note in hooked["notes"])
+
+
 # --- Which pairs there are -------------------------------------------------------------------------------------------
 
 
@@ -133,6 +171,12 @@ def test_large_tensors_in_8_bits_are_event_by_event_too(update: dict[str, Any]) 
         ({"optimizer": "adafactor", "momentum": 0.9}, "momentum with optimizer adafactor, which has no use for it"),
         ({"mode": "inference", "amsgrad": True}, "amsgrad with mode inference"),
         ({"optimizer": "adamw9bit"}, "adamw8bit"),
+        ({"optimizer_in_backward": True, "grad_clip": 1.0}, "in_backward with grad_clip, whose norm is that of all"),
+        ({"optimizer_in_backward": True, "grad_accum": 2}, "in_backward with grad_accum, which adds the gradients"),
+        ({"optimizer_in_backward": True, "zero_grads": True}, "in_backward with zero_grads, which keeps gradients"),
+        ({"optimizer_in_backward": True, "grad_dtype": "fp32"}, "in_backward with grad_dtype, whose buffers"),
+        ({"optimizer_in_backward": True, "master_weights": "fp32"}, "in_backward with master_weights, which are"),
+        ({"mode": "inference", "optimizer_in_backward": True}, "optimizer_in_backward with mode inference"),
         ({"amsgrad": "yes"}, "amsgrad: read 'yes'; allowed: true or false"),
     ],
 )

@@ -198,6 +198,7 @@ def _needed(plan: Plan, spelled: Spelled) -> None:
             f" bf16 or fp16, or no {spelled('master_weights')}",
             "master_weights",
         )
+    _one_by_one(plan, spelled)
     if plan.keep_outputs and plan.implementation != "reference":
         raise InvalidValueError(
             f"memory: read {spelled('keep_outputs')} with {spelled('implementation')} {plan.implementation}, whose"
@@ -209,6 +210,22 @@ def _needed(plan: Plan, spelled: Spelled) -> None:
             " and are zeroed anyhow; allowed: one of them",
             "zero_grads",
         )
+
+
+def _one_by_one(plan: Plan, spelled: Spelled) -> None:
+    """Refuse what needs gradients longer than an optimizer in backward leaves them there."""
+    needs = {
+        "grad_clip": (plan.grad_clip > 0, "whose norm is that of all gradients at once"),
+        "grad_accum": (plan.grad_accum > 1, "which adds the gradients of several backward passes up"),
+        "zero_grads": (plan.zero_grads, "which keeps gradients"),
+        "grad_dtype": (plan.grad_dtype != "none", "whose buffers keep gradients"),
+        "master_weights": (plan.master_weights != "none", "which are updated after all gradients are there"),
+    }
+    for field, (asked, why) in needs.items():
+        if plan.optimizer_in_backward and asked:
+            raise InvalidValueError(
+                f"memory: read {spelled('optimizer_in_backward')} with {spelled(field)}, {why}; allowed: one of them"
+            )
 
 
 def _only(mode: str) -> tuple[str, ...]:
@@ -321,6 +338,13 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "With sgd. (default: 0)", check=_momentum, used_in="training", kind="number", metavar="X", told=False
         ),
         "amsgrad": Setting("With adamw or adam.", check=_flag, used_in="training", kind="flag", told=False),
+        "optimizer_in_backward": Setting(
+            "Each weight is updated in the backward pass, and its gradient let go.",
+            check=_flag,
+            used_in="training",
+            kind="flag",
+            told=False,
+        ),
         "grad_accum": Setting(
             "Micro-batches of a step, each of B sequences. (default: 1)",
             check=_micro_batches,

@@ -126,6 +126,11 @@ def is_phase(mode: ModeName, stage: str) -> bool:
     return stage.partition("#")[0] in PHASES[mode]
 
 
+def _reported(mode: ModeName, stage: str, plan: Plan) -> bool:
+    """Whether a stage is a phase in which anything happens: the optimizer has none where it runs in backward."""
+    return is_phase(mode, stage) and not (stage == "optimizer" and plan.optimizer_in_backward)
+
+
 def last_step(recording: Recording) -> range:
     """The stages of the last step of training, or of the one pass of inference."""
     names = [stage.name for stage in recording.record.stages]
@@ -246,7 +251,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
             _batches(stages[stage].name, plan),
         )
         for stage in last
-        if is_phase(name, stages[stage].name)
+        if _reported(name, stages[stage].name, plan)
     )
     peak = folded.peak(last)
     alive = Alive(spec, recording, peak.place, keeps=name == "training", optimizer=OPTIMIZERS[plan.optimizer].source)
@@ -262,7 +267,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
         persistent=blocks[-1][1],
         lines=tuple(alive.lines()),
         held=tuple(alive.held()),
-        timeline=tuple(_points(recording, folded, name)),
+        timeline=tuple(_points(recording, folded, name, plan)),
         tokens=plan.batch * plan.seq * (plan.grad_accum if name == "training" else 1),
         device=(totals.reserved + CONTEXT[0], totals.reserved + CONTEXT[1]),
         attention=(", ".join(choice.backend for choice in choices), "; ".join(choice.reason for choice in choices)),
@@ -323,10 +328,10 @@ def _moment(recording: Recording, peak: Folded) -> str:
     return f"{where}: {op.removeprefix('aten::')}"
 
 
-def _points(recording: Recording, folded: Fold, name: ModeName) -> Iterator[Point]:
+def _points(recording: Recording, folded: Fold, name: ModeName, plan: Plan) -> Iterator[Point]:
     for point in folded.points:
         stage = recording.record.stages[point.place.stage].name
-        if is_phase(name, stage):
+        if _reported(name, stage, plan):
             label = point.label if point.layer is None else f"layer {point.layer}"
             alive: dict[Kind, int] = {}
             for kind, size in point.alive.items():

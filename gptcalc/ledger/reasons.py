@@ -142,7 +142,13 @@ def optimizer_notes(plan: Plan) -> tuple[str, ...]:
         "adamw8bit": "the states of 8-bit AdamW are derived from bitsandbytes' source (blocks of 256, from 0.44 on;"
         " fp32 for tensors below 4,096 elements): no run has confirmed them",
     }
-    return (notes[plan.optimizer],) if plan.optimizer in notes else ()
+    found = [notes[plan.optimizer]] if plan.optimizer in notes else []
+    if plan.optimizer_in_backward:
+        found.append(
+            "each weight has an optimizer of its own, which a hook steps in the backward pass once the weight's"
+            " gradient is whole, and lets go of it: gradients never exist all at once, and the optimizer has no phase"
+        )
+    return tuple(found)
 
 
 def has_rms_norm(spec: Spec) -> bool:

@@ -143,6 +143,7 @@ def compare(predicted: Mode, measured: Measured) -> tuple[Compared, ...]:
     return tuple(
         Compared(phase, figure, getattr(ours[phase], figure), getattr(theirs[phase], figure))
         for phase in theirs
+        if phase in ours
         for figure in Taken._fields
     )
 

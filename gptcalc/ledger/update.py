@@ -37,6 +37,10 @@ class Update:
         self.optimizer, self.parameters = optimizer, parameters
         self._casts: list[_Cast] = []
         self._begun = False
+        self._names = {one.tensor.name.format(one.layer): one for one in parameters}
+        self._stepped: set[str] = set()
+        if plan.optimizer_in_backward:
+            self.record.hook = self._step_one
 
     def build(self) -> None:
         """Buffers of the gradients' dtype, to which each fresh gradient is added; the copies that are updated."""
@@ -53,6 +57,8 @@ class Update:
 
     def step(self) -> None:
         """Gradients in the dtype of what is updated, clipped, and the optimizer's own step."""
+        if self.plan.optimizer_in_backward:
+            return
         trained = [one for one in self.parameters if self.record.has_gradient(one.tensor.name, one.layer)]
         updated = [self._updated(one) for one in trained]
         self._casts = (
@@ -62,6 +68,15 @@ class Update:
             self._clip(updated)
         self.optimizer.update(self.record, updated, first=not self._begun)
         self._begun = True
+
+    def _step_one(self, name: str) -> None:
+        """In the backward pass: the optimizer of one weight, which has its whole gradient, and that gradient's end."""
+        one = self._names[name]
+        self.optimizer.update(self.record, [one], first=name not in self._stepped)
+        self._stepped.add(name)
+        self.record.segment(one.label, one.layer)
+        if (grad := self.record.parameter_gradient(one.tensor.name)) is not None:
+            self.record.release(grad)
 
     def let_go(self) -> None:
         """Gradients that do not stay."""

@@ -141,7 +141,8 @@ def _optimizer(plan: Plan) -> str:
     """What it is called, how it runs, and what else it was asked for."""
     momentum = f", momentum {plan.momentum:g}" if plan.momentum else ""
     amsgrad = " with AMSGrad" if plan.amsgrad else ""
-    return f"{OPTIMIZERS[plan.optimizer].title}{amsgrad} ({plan.optimizer_impl}){momentum}"
+    where = ", in backward" if plan.optimizer_in_backward else ""
+    return f"{OPTIMIZERS[plan.optimizer].title}{amsgrad} ({plan.optimizer_impl}){momentum}{where}"
 
 
 def _loop(plan: Plan) -> Iterator[str]:

@@ -119,6 +119,7 @@ class PlanJSON(TypedDict):
     optimizer_impl: str
     momentum: float
     amsgrad: bool
+    optimizer_in_backward: bool
     grad_accum: int
     grad_clip: float
     zero_grads: bool
@@ -232,6 +233,7 @@ def plan_json(model: Resolved, plan: Plan, command: str) -> MemoryJSON:
             "optimizer_impl": plan.optimizer_impl,
             "momentum": plan.momentum,
             "amsgrad": plan.amsgrad,
+            "optimizer_in_backward": plan.optimizer_in_backward,
             "grad_accum": plan.grad_accum,
             "grad_clip": plan.grad_clip,
             "zero_grads": plan.zero_grads,

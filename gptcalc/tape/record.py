@@ -8,7 +8,8 @@ one (`AccumulateGrad`, accumulate_grad.h); a hook may add it to a main gradient 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from gptcalc.tape.backward import differentiable, gradient, gradients
@@ -112,6 +113,8 @@ class Recorder:
         self._uses: Counter[str] = Counter()
         self._held_grads: dict[str, Slot] = {}
         self._main_grads: dict[str, Slot] = {}
+        #: What a hook does as soon as a parameter of that name has its whole gradient.
+        self.hook: Callable[[str], None] | None = None
         self._indices: dict[tuple[bool, Turn | None, Tensor, str, str, int], int] = {}
         self._seen: Counter[tuple[Home, Tensor, str]] = Counter()
         self._layer: Home = None
@@ -378,10 +381,12 @@ class Recorder:
         if op.checkpoint is None:
             self._let_go(op)
         self.release_all(ends)
-        late = [tensor for tensor in grads if op.name == VIEWS_FIRST and tensor in op.viewed and not tensor.name]
+        # A weight that is read as it is gets its gradient at once, one that is transposed when its view's turn is.
+        waits = op.name == VIEWS_FIRST or any(tensor.name and tensor not in op.viewed for tensor in grads)
+        late = [tensor for tensor in grads if waits and tensor in op.viewed and not tensor.name]
         for tensor in (tensor for tensor in grads if tensor not in late):
             self._accumulate(tensor, Buffered(local[grads[tensor].owner], _is_view(grads[tensor], viewed)))
-        self._arrived(op)
+        self._arrived(op, grads)
         for tensor in late:
             self._accumulate(tensor, Buffered(local[grads[tensor].owner], _is_view(grads[tensor], viewed)))
 
@@ -434,9 +439,13 @@ class Recorder:
         name = self._named(tensor.name)
         return "gradients" if name and name not in self._held_grads and name not in self._main_grads else "temporary"
 
-    def _arrived(self, op: Op) -> None:
-        """An op has sent the gradients of the parameters that it reads: those that wait for no other are complete."""
-        for name in self._weights(op):
+    def _arrived(self, op: Op, sent: Iterable[Tensor] = ()) -> None:
+        """An op has sent the gradients of the parameters that it reads, in its rule's order.
+
+        Those that wait for no other are complete.
+        """
+        order = [self._named(tensor.name) for tensor in sent if tensor.name]
+        for name in sorted(self._weights(op), key=lambda name: order.index(name) if name in order else len(order)):
             self._uses[name] -= 1
             if not self._uses[name] and (found := self._grads.pop((None, name), None)) is not None:
                 self._complete(name, found.slot)
@@ -447,6 +456,17 @@ class Recorder:
             self.release(slot)
         else:
             self._held_grads[name] = slot
+        if self.hook is not None:
+            with self._aside():
+                self.hook(name)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is done within may belong to other stretches; afterwards this one goes on."""
+        now, where = self.stages[-1].segments[-1], self._where
+        yield
+        self.segment(now.label, now.layer, now.turn)
+        self._where = where
 
     def give_gradient(self, tensor: Tensor) -> None:
         """A parameter of the current layer gets its gradient, whatever op makes it."""

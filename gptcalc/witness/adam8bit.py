@@ -21,7 +21,7 @@ class AdamW8bit(torch.optim.Optimizer):
         self.codes: dict[str, Tensor] = {"dynamic": torch.empty(256), "udynamic": torch.empty(256)}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002  torch's signature
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002  torch's signature
         """Make the states of each weight that has a gradient and none yet."""
         for group in self.param_groups:
             for weight in group["params"]:

@@ -93,7 +93,8 @@ class Update:
         if plan.master_weights != "none":
             dtype = DTYPES[plan.master_weights]
             self.updated = [nn.Parameter(weight.detach().to(dtype, copy=True)) for weight in self.weights]
-        self.optimizer = optimizer_of(plan, list(zip(names, self.updated, strict=True)))
+        named = list(zip(names, self.updated, strict=True))
+        self.optimizer = _InBackward(plan, named) if plan.optimizer_in_backward else optimizer_of(plan, named)
 
     def step(self) -> None:
         """Hand the gradients on, clip them, update, and copy master weights back."""
@@ -156,6 +157,28 @@ class _Several:
             one.zero_grad(set_to_none=set_to_none)
 
 
+class _InBackward:
+    """An optimizer for each weight, which a hook steps once the weight has its whole gradient; that is then let go.
+
+    https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html
+    """
+
+    def __init__(self, plan: Plan, named: Sequence[tuple[str, Any]]) -> None:
+        self._optimizers = {weight: optimizer_of(plan, [(name, weight)]) for name, weight in named}
+        for weight in self._optimizers:
+            weight.register_post_accumulate_grad_hook(self._update)
+
+    def _update(self, weight: Any) -> None:
+        self._optimizers[weight].step()
+        self._optimizers[weight].zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """All is done already."""
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        """There are no gradients left."""
+
+
 def optimizer_of(plan: Plan, named: Sequence[tuple[str, Any]]) -> Updates:
     """As torch has it, with its defaults; the implementation is said outright, since torch picks none on meta.
 
@@ -177,5 +200,6 @@ def optimizer_of(plan: Plan, named: Sequence[tuple[str, Any]]) -> Updates:
         matrices = [weight for name, weight in named if name in numbered and weight.ndim == 2]
         taken = set(map(id, matrices))
         rest = [weight for weight in everything if id(weight) not in taken]
-        return _Several(torch.optim.Muon(matrices), torch.optim.AdamW(rest, **how))
+        muon = [torch.optim.Muon(matrices)] if matrices else []
+        return _Several(*muon, *([torch.optim.AdamW(rest, **how)] if rest else []))
     return torch.optim.AdamW(everything, amsgrad=plan.amsgrad, **how)
