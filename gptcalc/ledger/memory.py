@@ -156,11 +156,13 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
 
 
 def refuse(plan: Plan, modes: Sequence[ModeName], *, measured: bool = False) -> None:
-    """What autocast does is known of the reference, and of classes that were `measured`; fp16 has a gradient scaler."""
+    """What autocast does is known of the reference, and of classes that were `measured`."""
     what = {
         "--implementation transformers": plan.implementation != "reference" and not measured,
         "chunked loss": plan.chunked_loss > 1 and "training" in modes,
-        "training: its gradient scaler": plan.autocast == "fp16" and "training" in modes,
+        "muon, whose two optimizers share a gradient scaler": plan.autocast == "fp16"
+        and plan.optimizer == "muon"
+        and "training" in modes,
     }
     for name, refused in what.items():
         if plan.autocast and refused:

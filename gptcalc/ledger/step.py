@@ -31,6 +31,7 @@ from gptcalc.ledger.passes import (
     shared_by_layers,
     trunk,
 )
+from gptcalc.ledger.scaler import Scaler
 from gptcalc.ledger.update import Update, micro_batches
 from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.parts.attention import MultiHeadAttention
@@ -85,7 +86,9 @@ def training(  # noqa: PLR0913  what a step depends on
             kept = forward(record, stretches, at)
             run = _loss(record, stretches, kept, plan, held)
             record.stage(f"backward{number}")
-            if run:
+            if run and update.scaler is not None:
+                _scaled_backward(record, run, kept, at, update.scaler)
+            elif run:
                 backward(record, run, kept, at)
             else:
                 _gradients(record, parameters)
@@ -133,6 +136,18 @@ def _loss(
     kept[-1] += [op for op in (share,) if record.run(op, training=True)]
     held.bind("loss", share.output)
     return [*before, last._replace(out=share.output)]
+
+
+def _scaled_backward(
+    record: Recorder, stretches: list[Stretch], kept: list[list[Op]], at: Setting, scaler: Scaler
+) -> None:
+    """The loss is scaled, and let go when its backward pass is through."""
+    *before, last = stretches
+    scaled = scaler.scaled(last.out)
+    record.segment(last.label)
+    kept[-1] += [op for op in (scaled,) if record.run(op, training=True)]
+    backward(record, [*before, last._replace(out=scaled.output)], kept, at)
+    record.release(record.slot(scaled.output))
 
 
 def _training_stretches(spec: Spec, plan: Plan, at: Setting, targets: Tensor, layers: list[Stretch]) -> list[Stretch]:

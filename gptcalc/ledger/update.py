@@ -4,7 +4,7 @@
         one.grad = main or weight's gradient, in one's dtype
         weight.grad = None                           # only where that was a cast
     clip_grad_norm_(updated, max_norm)
-    optimizer.step()
+    optimizer.step()                                 # fp16 under autocast: by way of a scaler (`ledger.scaler`)
     for weight, one in zip(weights, updated): weight.copy_(one)
 
 Main gradients and fp32 copies are made once, at build.
@@ -14,11 +14,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gptcalc.formula import Dim, product_size
+from gptcalc.ledger.scaler import Scaler
 from gptcalc.optimizers import Optimizer, Parameter
 from gptcalc.plan import Plan, weight_dtype
 from gptcalc.tape.record import Slot
 from gptcalc.tape.replay import Recording
 from gptcalc.tape.rows import Tensor, whole
+
+#: Optimizers whose fused kernels take the scale of a gradient scaler.
+SCALED_IN_KERNEL = ("adamw", "adam", "sgd")
 
 
 class _Cast(NamedTuple):
@@ -41,6 +45,8 @@ class Update:
         self._stepped: set[str] = set()
         if plan.optimizer_in_backward:
             self.record.hook = self._step_one
+        in_kernel = plan.optimizer in SCALED_IN_KERNEL and plan.optimizer_impl == "fused"
+        self.scaler = Scaler(self.record, in_kernel=in_kernel) if plan.autocast == "fp16" else None
 
     def build(self) -> None:
         """Buffers of the gradients' dtype, to which each fresh gradient is added; the copies that are updated."""
@@ -65,8 +71,17 @@ class Update:
             [self._cast(one, new) for one, new in zip(trained, updated, strict=True)] if self._casts_gradients else []
         )
         if self.plan.grad_clip:
+            if self.scaler is not None:
+                self.scaler.unscale()
             self._clip(updated)
-        self.optimizer.update(self.record, updated, first=not self._begun)
+
+        def update() -> None:
+            self.optimizer.update(self.record, updated, first=not self._begun)
+
+        if self.scaler is None:
+            update()
+        else:
+            self.scaler.step(update)
         self._begun = True
 
     def _step_one(self, name: str) -> None:

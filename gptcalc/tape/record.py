@@ -201,10 +201,10 @@ class Recorder:
         self._parameters[self._named(tensor.name)] = slot
         return slot
 
-    def given(self, tensor: Tensor, kind: str) -> Slot:
-        """An input that the caller holds."""
+    def given(self, tensor: Tensor, kind: str, op: str = "given") -> Slot:
+        """An input that the caller holds, or has had made by an op."""
         self._where = ""
-        slot = self._values[None][tensor] = self.hold(self.alloc(tensor, kind, "given", shared=True))
+        slot = self._values[None][tensor] = self.hold(self.alloc(tensor, kind, op, shared=True))
         return slot
 
     def bind(self, tensor: Tensor, slot: Slot, *, needs: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gptcalc.plan import Plan
 from gptcalc.witness.adam8bit import AdamW8bit
@@ -48,7 +49,7 @@ def train(
                 else:
                     loss = run().loss / n if n > 1 else run().loss
             with phase(f"backward{micro_batch}", step):
-                loss.backward()
+                update.scaled(loss).backward()
         with phase("optimizer", step):
             update.step()
         with phase("end", step):
@@ -94,15 +95,22 @@ class Update:
             dtype = DTYPES[plan.master_weights]
             self.updated = [nn.Parameter(weight.detach().to(dtype, copy=True)) for weight in self.weights]
         named = list(zip(names, self.updated, strict=True))
-        self.optimizer = _InBackward(plan, named) if plan.optimizer_in_backward else optimizer_of(plan, named)
+        self.optimizer: Any = _InBackward(plan, named) if plan.optimizer_in_backward else optimizer_of(plan, named)
+        self.scaler = _Scaler("cuda", enabled=plan.autocast == "fp16")
+
+    def scaled(self, loss: Any) -> Any:
+        """The loss as it goes backwards."""
+        return self.scaler.scale(loss)
 
     def step(self) -> None:
         """Hand the gradients on, clip them, update, and copy master weights back."""
         for weight, one in zip(self.weights, self.updated, strict=True):
             self._hand_on(weight, one)
         if self.plan.grad_clip:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.updated, self.plan.grad_clip, foreach=True)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.updated is not self.weights:
             with torch.no_grad():
                 for weight, one in zip(self.weights, self.updated, strict=True):
@@ -128,6 +136,16 @@ class Update:
                     weight.grad.zero_()
         stays = self.plan.zero_grads and self.updated is self.weights
         self.optimizer.zero_grad(set_to_none=not stays)
+
+
+class _Scaler(torch.amp.GradScaler):
+    """torch's own; where tensors have no numbers, no gradient is infinite."""
+
+    def _maybe_opt_step(self, optimizer: Any, optimizer_state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        found = optimizer_state["found_inf_per_device"].values()
+        if any(isinstance(one, FakeTensor) for one in found):
+            return optimizer.step(*args, **kwargs)
+        return super()._maybe_opt_step(optimizer, optimizer_state, *args, **kwargs)
 
 
 class Updates(Protocol):

@@ -97,6 +97,33 @@ def test_a_step_under_autocast_is_torchs(found: list[Seen], number: int) -> None
     _compare(*_asked(*CASES[number]), found[number])
 
 
+#: Every way in which a gradient scaler meets an optimizer and the loop.
+SCALED: list[dict[str, Any]] = [
+    {},
+    {"grad_clip": 1.0},
+    {"optimizer_impl": "fused"},
+    {"optimizer_impl": "fused", "grad_clip": 0.5},
+    {"optimizer": "sgd", "optimizer_impl": "fused", "grad_accum": 2},
+    {"optimizer": "adafactor", "keep_outputs": True},
+    {"optimizer": "adamw8bit", "optimizer_impl": "fused", "checkpointing": "full"},
+    {"optimizer": "adam", "optimizer_impl": "for-loop", "zero_grads": True, "grad_accum": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def scaled(fake_cuda: Run) -> list[Any]:
+    """A training step of each, in fp16 under autocast."""
+    asked = [_asked("llama", {}, {"precision": "autocast-fp16", "attention": "eager"} | more) for more in SCALED]
+    return fake_cuda([Call(trace_training, (*one, 2, "cuda")) for one in asked])
+
+
+@pytest.mark.parametrize("number", range(len(SCALED)))
+def test_a_gradient_scaler_is_its_list_of_ops(scaled: list[Any], number: int) -> None:
+    """`torch.amp.GradScaler` itself ran: the scaled loss, unscaling with or without the optimizer's kernel, its end."""
+    asked = _asked("llama", {}, {"precision": "autocast-fp16", "attention": "eager"} | SCALED[number])
+    assert of_tape(tape_training(*asked)) == of_trace(scaled[number])
+
+
 @settings(max_examples=2, deadline=None, phases=[Phase.generate], derandomize=True)
 @given(
     st.lists(
@@ -131,7 +158,7 @@ def test_copies_of_weights_have_a_line() -> None:
     [
         ({"precision": "autocast-bf16", "implementation": "transformers"}, "--implementation transformers"),
         ({"precision": "autocast-bf16", "chunked_loss": 2}, "chunked loss"),
-        ({"precision": "autocast-fp16"}, "gradient scaler"),
+        ({"precision": "autocast-fp16", "optimizer": "muon"}, "two optimizers"),
     ],
 )
 def test_what_is_not_known_is_refused(fields: dict[str, Any], said: str) -> None:
