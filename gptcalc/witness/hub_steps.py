@@ -92,7 +92,8 @@ def as_on_cuda(attention: str) -> Iterator[None]:
 
     def softmax(input: Tensor, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:  # noqa: A002  torch's signature
         if input.is_meta and input.dtype is torch.float16 and dtype is torch.float32:
-            return _aten._softmax(input, dim, True)  # noqa: FBT003, SLF001  the kernel reads fp16 and writes fp32
+            narrow = _aten._softmax(input, dim, True)  # noqa: FBT003, SLF001  the kernel reads fp16 and writes fp32
+            return cast(Tensor, narrow)
         return cast(Tensor, theirs["softmax"](input, dim, _stacklevel, dtype))
 
     ours: dict[str, Any] = {
