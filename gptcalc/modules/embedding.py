@@ -124,11 +124,13 @@ class TokenEmbedding(Itemised):
     GPT-1 to GPT-3 have neither.
     """
 
-    def __init__(self, vocab_size: int, embed_dim: int, *, scaled: bool = False, multiplier: float = 1.0) -> None:
+    def __init__(
+        self, vocab_size: int, embed_dim: int, *, scaled: bool = False, multiplier: float | None = None
+    ) -> None:
         """Allocate `weight` (V, D) and draw it."""
         super().__init__()
         self.vocab_size = vocab_size
-        self.scale = sqrt(embed_dim) if scaled else None if multiplier == 1.0 else multiplier
+        self.scale = sqrt(embed_dim) if scaled else multiplier
         self.weight = empty(vocab_size, embed_dim)
         self.reset_parameters()
 
@@ -156,7 +158,7 @@ def _token_embedding(
 ) -> TokenEmbedding:
     """Rows may be narrower than D (W = `d_embed`), whose root it is all the same."""
     width = dims.d_model if d_embed is None else d_embed
-    factor = sqrt(dims.d_model) if scaled else multiplier
+    factor = sqrt(dims.d_model) if scaled else None if multiplier == 1.0 else multiplier
     return TokenEmbedding(vocab_size=dims.n_vocab, embed_dim=width, multiplier=factor)
 
 

@@ -140,6 +140,13 @@ def test_input_and_head_of_any_form(drawn: tuple[Spec, Plan], data: st.DataObjec
     check_step(spec.model_copy(update=changes), plan)
 
 
+def test_rows_of_width_one_are_scaled_too() -> None:
+    """√1 is a factor like any other: Gemma multiplies by it, whatever D is."""
+    spec = resolve(GPT2, {"d_model": 1, "d_head": 8, "n_heads": 2, "n_layers": 1}).spec
+    scaled = spec.embedding.model_copy(update={"scaled": True})
+    check_step(spec.model_copy(update={"embedding": scaled}), PLAN)
+
+
 def test_weights_in_one_container_are_updated_together() -> None:
     """Optimizers see a module's children in the order in which they were attached, not made."""
     spec = resolve(GPT2, {"n_layers": 2}).spec
