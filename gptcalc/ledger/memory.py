@@ -159,7 +159,6 @@ def refuse(plan: Plan, modes: Sequence[ModeName], *, measured: bool = False) -> 
     """What autocast does is known of the reference, and of classes that were `measured`."""
     what = {
         "--implementation transformers": plan.implementation != "reference" and not measured,
-        "chunked loss": plan.chunked_loss > 1 and "training" in modes,
         "muon, whose two optimizers share a gradient scaler": plan.autocast == "fp16"
         and plan.optimizer == "muon"
         and "training" in modes,

@@ -4,7 +4,7 @@ Of each group of equal layers at most three are recorded: the first, one of thos
 only itself and its neighbours, so that the middle one stands for all others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple, Self
@@ -238,7 +238,7 @@ def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[lis
         if carried is not None:
             record.bind(at.x, carried, needs=at.training)
         kept.append([])
-        for checkpoint, rows in groupby(stretch.rows, lambda op: op.checkpoint if at.training else None):
+        for checkpoint, rows in groupby(_as_cached(stretch.rows), lambda op: op.checkpoint if at.training else None):
             if checkpoint is not None:
                 record.enter(checkpoint)
             kept[-1] += [op for op in rows if record.run(op, training=at.training, keeps=checkpoint is None)]
@@ -246,10 +246,24 @@ def forward(record: Recorder, stretches: list[Stretch], at: Setting) -> list[lis
     return kept
 
 
+def _as_cached(rows: Iterable[Op]) -> Iterator[Op]:
+    """The rows as a forward pass runs them: what autocast has cast already is there, for later chunks of the loss too.
+
+    A recomputation has a cache of its own, and casts again.
+    """
+    cached: set[Tensor] = set()
+    for op in rows:
+        if op.cached and op.output in cached:
+            continue
+        if op.cached:
+            cached.add(op.output)
+        yield op
+
+
 def _end_of_autocast(record: Recorder, stretches: list[Stretch]) -> None:
     """Autocast lets go of the copies of weights that it has made."""
     for stretch in stretches:
-        cached = [op.output for op in stretch.rows if op.cached]
+        cached = dict.fromkeys(op.output for op in stretch.rows if op.cached)
         if cached:
             record.segment(stretch.label, stretch.layer)
         for copy in cached:

@@ -220,14 +220,18 @@ def _mm_backward(op: Op, dys: Incoming) -> Found:
 
 
 def _addmm_backward(op: Op, dys: Incoming) -> Found:
-    """`addmm` computes the input's gradient first, the bias's last."""
+    """`addmm` computes the input's gradient first, the bias's last: a sum, seen without the axis that it had summed.
+
+    [ExpandUtils.h, sum_to]
+    """
     (x, weight, bias), dy = _inputs(op), dys[op.output]
     rows = (
         whole("aten::mm", (dy, weight), gradient(x)),
         whole("aten::mm", (x, dy), gradient(weight)),
     )
-    fitted = (whole("aten::sum", (dy,), gradient(bias)),)
-    return Found(rows, {bias: gradient(bias), x: gradient(x), weight: gradient(weight)}, fitted)
+    summed = gradient(bias)
+    grads = {bias: summed._replace(base=summed), x: gradient(x), weight: gradient(weight)}
+    return Found(rows, grads, (whole("aten::sum", (dy,), summed),))
 
 
 def _elementwise_backward(op: Op, dys: Incoming) -> Found:

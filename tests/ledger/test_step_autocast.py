@@ -124,6 +124,43 @@ def test_a_gradient_scaler_is_its_list_of_ops(scaled: list[Any], number: int) ->
     assert of_tape(tape_training(*asked)) == of_trace(scaled[number])
 
 
+def _headed(config: dict[str, Any], head: dict[str, Any]) -> Spec:
+    """The model with another unembedding."""
+    spec = resolve(config, {}).spec
+    return spec.model_copy(update={"unembedding": spec.unembedding.model_copy(update=head)})
+
+
+#: A loss in chunks, equal and with a shorter last one; a head by itself, tied, and whatever else runs again.
+CHUNKED = [
+    _asked(name, {}, {"attention": attention, "precision": precision} | more)
+    for name, attention, precision, more in (
+        ("gpt2", "eager", "autocast-bf16", {"chunked_loss": 3}),
+        ("gpt1", "flash", "autocast-bf16", {"chunked_loss": 2, "checkpointing": "full"}),
+        ("llama", "flash", "autocast-bf16", {"chunked_loss": 7, "grad_accum": 2}),
+        ("llama", "eager", "autocast-fp16", {"chunked_loss": 39, "checkpointing": "selective"}),
+        ("mixtral", "math", "autocast-fp16", {"chunked_loss": 4, "grad_clip": 1.0, "grad_accum": 2}),
+    )
+] + [
+    (_headed(FAMILIES[name], head), Plan(batch=3, seq=13, attention="eager", precision=precision, chunked_loss=5))
+    for name, precision, head in (
+        ("gpt2", "autocast-bf16", {"tied": False, "bias": True}),
+        ("llama", "autocast-fp16", {"tied": True, "softcap": 30.0, "multiplier": 2.0}),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def chunked(fake_cuda: Run) -> list[Any]:
+    """Two training steps of each."""
+    return fake_cuda([Call(trace_training, (*one, 2, "cuda")) for one in CHUNKED])
+
+
+@pytest.mark.parametrize("number", range(len(CHUNKED)))
+def test_each_chunk_of_the_loss_casts_again_backwards(chunked: list[Any], number: int) -> None:
+    """Forward the unembedding's copy is made once for all chunks; each recomputation makes its own and lets it go."""
+    assert of_tape(tape_training(*CHUNKED[number])) == of_trace(chunked[number])
+
+
 @settings(max_examples=2, deadline=None, phases=[Phase.generate], derandomize=True)
 @given(
     st.lists(
@@ -157,7 +194,6 @@ def test_copies_of_weights_have_a_line() -> None:
     ("fields", "said"),
     [
         ({"precision": "autocast-bf16", "implementation": "transformers"}, "--implementation transformers"),
-        ({"precision": "autocast-bf16", "chunked_loss": 2}, "chunked loss"),
         ({"precision": "autocast-fp16", "optimizer": "muon"}, "two optimizers"),
     ],
 )

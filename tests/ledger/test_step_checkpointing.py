@@ -139,6 +139,14 @@ def test_any_unembedding_runs_in_chunks(overrides: dict[str, object]) -> None:
     check(spec, PLAN.model_copy(update={"chunked_loss": 4, "checkpointing": "none"}), folds=False)
 
 
+def test_a_heads_bias_is_no_gradient_to_add_into() -> None:
+    """The gradient of a bias is a view of a sum: the chunks' are added into a new tensor, as those of a weight are."""
+    spec = resolve(FAMILIES["gpt2"], {}).spec
+    head = spec.unembedding.model_copy(update={"tied": False, "bias": True})
+    plan = PLAN.model_copy(update={"chunked_loss": 4, "checkpointing": "none"})
+    check(spec.model_copy(update={"unembedding": head}), plan, folds=False)
+
+
 def test_the_loss_in_chunks_is_the_mean_loss() -> None:
     """Numbers: loss and gradients as of all tokens at once, targets that do not count among them."""
     torch.manual_seed(1)
