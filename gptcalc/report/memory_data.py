@@ -23,7 +23,7 @@ OTHERS = ("rounded", "allocated", "reserved")
 NOT_IN_IT = (
     "Not in these numbers: the CUDA context and loaded kernels (0.45 to 0.6 GiB on the one device measured; they are in"
     " the range of nvidia-smi), buffers of NCCL (about 1.5 GiB where it was measured) and of CUDA graphs, fragmentation"
-    " by other streams, other processes, tensors that your own code keeps (logits kept across steps: another copy)."
+    " by other streams, other processes, tensors that your own code keeps (logits kept across steps: --keep-outputs)."
 )
 
 
