@@ -176,7 +176,7 @@ def test_in_backward_gradients_are_never_all_there() -> None:
         ({"optimizer_in_backward": True, "zero_grads": True}, "in_backward with zero_grads, which keeps gradients"),
         ({"optimizer_in_backward": True, "grad_dtype": "fp32"}, "in_backward with grad_dtype, whose buffers"),
         ({"optimizer_in_backward": True, "master_weights": "fp32"}, "in_backward with master_weights, which are"),
-        ({"optimizer_in_backward": True, "precision": "autocast-bf16"}, "in_backward with precision, whose copies"),
+        ({"optimizer_in_backward": True, "precision": "autocast-fp16"}, "in_backward with precision, whose gradient"),
         ({"mode": "inference", "optimizer_in_backward": True}, "optimizer_in_backward with mode inference"),
         ({"amsgrad": "yes"}, "amsgrad: read 'yes'; allowed: true or false"),
     ],

@@ -219,7 +219,7 @@ def _one_by_one(plan: Plan, spelled: Spelled) -> None:
         "grad_accum": (plan.grad_accum > 1, "which adds the gradients of several backward passes up"),
         "zero_grads": (plan.zero_grads, "which keeps gradients"),
         "grad_dtype": (plan.grad_dtype != "none", "whose buffers keep gradients"),
-        "precision": (bool(plan.autocast), "whose copies of weights no witness has followed there yet"),
+        "precision": (plan.autocast == "fp16", "whose gradient scaler looks at all gradients before a step"),
         "master_weights": (plan.master_weights != "none", "which are updated after all gradients are there"),
     }
     for field, (asked, why) in needs.items():

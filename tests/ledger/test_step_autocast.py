@@ -159,6 +159,32 @@ def test_each_chunk_of_the_loss_casts_again_backwards(chunked: list[Any], number
     assert of_tape(tape_training(*CHUNKED[number])) == of_trace(chunked[number])
 
 
+#: Weights that are updated in the backward pass, by every kind of optimizer.
+IN_BACKWARD = [
+    _asked(name, DROPOUT, {"attention": "eager", "precision": "autocast-bf16", "optimizer_in_backward": True} | more)
+    for name, more in (
+        ("gpt2", {}),
+        ("llama", {"optimizer_impl": "fused"}),
+        ("gpt1", {"optimizer": "sgd", "optimizer_impl": "for-loop", "checkpointing": "full"}),
+        ("mixtral", {"optimizer": "adafactor", "checkpointing": "selective", "keep_outputs": True}),
+        ("gpt2", {"optimizer": "adamw8bit", "optimizer_impl": "fused", "chunked_loss": 3}),
+        ("multi-query", {"optimizer": "muon", "attention": "flash"}),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def in_backward(fake_cuda: Run) -> list[Any]:
+    """Two training steps of each."""
+    return fake_cuda([Call(trace_training, (*one, 2, "cuda")) for one in IN_BACKWARD])
+
+
+@pytest.mark.parametrize("number", range(len(IN_BACKWARD)))
+def test_an_optimizer_in_backward_runs_when_the_cast_gradient_is_whole(in_backward: list[Any], number: int) -> None:
+    """Hooks see a weight's own gradient, in fp32, once that of its copy has been cast."""
+    assert of_tape(tape_training(*IN_BACKWARD[number])) == of_trace(in_backward[number])
+
+
 @settings(max_examples=2, deadline=None, phases=[Phase.generate], derandomize=True)
 @given(
     st.lists(
