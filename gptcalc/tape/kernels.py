@@ -70,6 +70,8 @@ GROUPED_SINCE, FUSED_RMS_NORM_SINCE = (2, 5), (2, 9)
 NO_HEADS_OF_224_SINCE, NO_HEADS_OF_160_SINCE = (2, 7), (2, 11)
 #: The head sizes that flash and cuDNN's attention take, and the most sequences or heads that cuDNN does.
 FLASH_LARGEST, CUDNN_LARGEST, CUDNN_LARGER, CUDNN_STEP, CUDNN_MOST = 256, 128, 256, 8, 65535
+#: What a block of a foreach kernel works on [MultiTensorApply.cuh, kChunkSize].
+NUMBERS_PER_CHUNK = 65_536
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
@@ -344,6 +346,16 @@ def _sort(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001
     return (Tensor("indices to be sorted", op.output.dims, "int64"),)
 
 
+def _foreach_norm(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # noqa: ARG001
+    """A number for each chunk of the largest tensor, of every tensor [ForeachReduceOp.cu, foreach_tensor_norm_cuda].
+
+    They are of the type that the norms' is computed in: fp32.
+    """
+    n_chunks = ceil_div(product_size(op.reads[0].tensor.dims), NUMBERS_PER_CHUNK)
+    dims = (*op.output.dims, Dim(f"⌈largest/{NUMBERS_PER_CHUNK:,}⌉", n_chunks))
+    return (Tensor("partial norms of the gradients", dims, "fp32"),)
+
+
 _BUFFERS: dict[str, Callable[[Op, CudaKernels], tuple[Tensor, ...]]] = {
     "aten::embedding_dense_backward": _embedding_backward,
     "aten::_scaled_dot_product_flash_attention": _flash_forward,
@@ -352,4 +364,5 @@ _BUFFERS: dict[str, Callable[[Op, CudaKernels], tuple[Tensor, ...]]] = {
     "aten::native_layer_norm_backward": _layer_norm_backward,
     "aten::_index_put_impl_": _put_rows,
     "aten::sort": _sort,
+    "aten::_foreach_norm": _foreach_norm,
 }

@@ -14,6 +14,7 @@ from gptcalc import api
 from gptcalc.catalog import resolve
 from gptcalc.ledger.memory import memory
 from gptcalc.plan import Plan
+from gptcalc.tape.kernels import CudaKernels, target
 from gptcalc.tape.replay import replay
 
 torch = pytest.importorskip("torch")
@@ -114,6 +115,22 @@ def test_a_folded_loop_is_replayed_to_the_same_figures(options: dict[str, object
     for expandable in (False, True):
         folded, whole = (replay(tape_training(spec, plan, recorded=n), expandable=expandable) for n in (3, ALL))
         assert folded == whole
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast-fp16"])
+def test_partial_norms_are_counted_over_all_layers(precision: str) -> None:
+    """GPT-2 (148 tensors, the largest of 589 chunks): 4·148·589 bytes before the first norm, gone after the last."""
+    plan = PLAN.model_copy(update={"grad_clip": 1.0, "precision": precision})
+    kernels = CudaKernels(target("sm90"), (2, 13))
+    for n in (3, ALL):
+        recording = tape_training(resolve("gpt2", {}).spec, plan, kernels=kernels, n_steps=1, recorded=n)
+        stage = next(stage for stage in recording.record.stages if stage.name == "optimizer")
+        events = [event for run in recording.runs(stage) for event in run.events]
+        ops = [(event.alloc, event.slot.op) for event in events]
+        taken = [place for place, event in enumerate(events) if event.slot.kind == "workspace"]
+        norms = [place for place, op in enumerate(ops) if op == (True, "aten::_foreach_norm")][1:]
+        assert [events[place].slot.bytes for place in taken] == [4 * 148 * 589] * 2
+        assert (taken[0], taken[1]) == (norms[0] - 1, norms[-1] + 1)
 
 
 def test_a_tied_table_is_added_once_both_its_gradients_are_there() -> None:

@@ -242,6 +242,14 @@ def lookup(n_ids: int, n_vocab: int, width: int) -> Op:
     return row
 
 
+@pytest.mark.parametrize(("numbers", "chunks"), [(1, 1), (65_536, 1), (65_537, 2), (50257 * 768, 589)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_gradient_has_as_many_partial_norms_as_the_largest(dtype: str, numbers: int, chunks: int) -> None:
+    """`output_per_tensor` of foreach_tensor_norm_cuda: tensors × chunks of 65,536 numbers, in fp32."""
+    largest, norms = (Tensor("", (Dim("n", n),), dtype) for n in (numbers, 148))
+    assert buffers(tape.whole("aten::_foreach_norm", (largest,), norms)) == [4 * 148 * chunks]
+
+
 def test_many_ids_are_sorted() -> None:
     """8,192 tokens of GPT-2, d = 768: 27.7 MB of fp32 partial sums [facts/gpu_memory.md §1.6], and the sort's IDs."""
     n, v, d = 8192, 50257, 768
