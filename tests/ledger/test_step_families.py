@@ -99,7 +99,7 @@ def test_a_step_of_every_family_is_torchs(model_type: str, attention: str, preci
         )
     except GptcalcError as error:
         pytest.skip(f"this kernel does not run: {error}")
-    update = optimizer(plan.optimizer, plan.optimizer_impl, plan.momentum, torch_version(plan.torch))
+    update = optimizer(plan, torch_version(plan.torch))
     training_step = training(spec, plan, trained, update, None, n_steps=1, recorded=ALL)
 
     assert kept(training_step) == Counter(f"{row.dtype} {row.bytes}" for row in saved(spec, plan))
