@@ -25,8 +25,6 @@ MODULES = {
     "gemma2": "llama",
     "mixtral": "llama",
 }
-#: Families whose steps under autocast are held against measurements.
-UNDER_AUTOCAST = ("gpt2", "llama")
 #: What the heading says of each module beside the release.
 REMARKS = {
     "gpt2": "eager and sdpa attention, gelu_new in Python, a loss of fp32 logits",

@@ -1,7 +1,7 @@
 """A mixture as transformers runs it by default: `grouped_mm_experts_forward` [integrations/moe.py], Mixtral's router.
 
 Every expert's rows go through one grouped product, so that no size hangs on the routing. What CUDA's grouped product
-takes for itself is not known.
+takes for itself is not known, nor what it runs of fp32 weights, which autocast leaves as they are.
 """
 
 from gptcalc import tape
@@ -21,8 +21,9 @@ def mixture(rows: Rows, at: Setting, part: MixtureMLP, x: Tensor) -> Tensor:
     Raises an `InvalidValueError` for what torch's grouped product does not take, or of which its steps are not known.
     """
     if at.dtype != "bf16":
+        read = f"autocast-{at.autocast}" if at.autocast else at.dtype
         raise InvalidValueError(
-            f"precision: read {at.dtype!r} with transformers' experts, whose grouped product is known in bf16 alone;"
+            f"precision: read {read!r} with transformers' experts, whose grouped product is known in bf16 alone;"
             " allowed: bf16"
         )
     for name, size in (("d_model", x.dims[-1].size), ("d_ff", part.d_ff)):

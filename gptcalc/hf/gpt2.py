@@ -123,6 +123,10 @@ def _eager(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Give
     rows.drop(scaled)
     shares = rows(tape.softmax(scores, "attention weights"))
     rows.drop(scores)
+    (exact, read) = rows.meant(shares, value)
+    if exact.dtype != read.dtype:
+        shares = rows(tape.cast(exact, read.dtype, "attention weights as values are"))
+        rows.drop(exact)
     shares = attend.dropped(part, at, rows, shares)
     return common.side_by_side(rows, attend.weighted_sum(rows, query, shares, value)), shares
 

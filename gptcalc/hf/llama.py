@@ -337,26 +337,32 @@ def _sdpa(part: MultiHeadAttention, at: Setting, rows: Rows, given: attend.Given
     query, keys, values = given
     if common.repeats(part, at.seq.size):
         keys, values = _for_all_heads(rows, *given)
-    mask = _in_numbers(at, rows, common.sight_of(at, part.window)) if common.is_masked(part, at.seq.size) else None
+    # Autocast lowers what the function is given, and nothing inside it: a mask is made in the lower dtype.
+    asked = rows.meant(query, keys, values)
+    read = attend.Given(*rows.lowered("attention", *asked))
+    inside = Rows(at._replace(autocast=""))
+    mask = None
+    if common.is_masked(part, at.seq.size):
+        mask = _in_numbers(at, inside, common.sight_of(at, part.window), read.query.dtype)
     bias = mask
     if at.attention == "math":
-        causal = at.seq.size > 1
-        joined = attend.by_math(part, at, rows, attend.Given(query, keys, values), bias, causal=causal)
+        joined = attend.by_math(part, at._replace(autocast=""), inside, read, bias, causal=at.seq.size > 1)
     else:
         if mask is not None and at.attention == "efficient":
-            bias = _aligned(rows, mask)
-        joined = attend.by_kernel(part, at, rows, attend.Given(query, keys, values), bias)
-    rows.drop(*{x for x in (mask, bias) if x is not None})
+            bias = _aligned(inside, mask)
+        joined = attend.by_kernel(part, at, inside, read, bias)
+    rows += inside
+    rows.drop(*{x for x in (mask, bias) if x is not None}, *tape.made_of(asked, read))
     flat = common.side_by_side(rows, joined)
     rows.drop(*(x for x in (keys, values) if x not in given))
     return flat
 
 
-def _in_numbers(at: Setting, rows: Rows, seen: Tensor) -> Tensor:
+def _in_numbers(at: Setting, rows: Rows, seen: Tensor, dtype: str) -> Tensor:
     """0 where is seen, else −∞, for each sequence: torch makes it for every layer (`convert_boolean_attn_mask`)."""
-    numbers = [rows(tape.whole("aten::scalar_tensor", (), Tensor(label, (), at.dtype))) for label in ("−∞", "0")]
+    numbers = [rows(tape.whole("aten::scalar_tensor", (), Tensor(label, (), dtype))) for label in ("−∞", "0")]
     axes = (at.tokens[0], Dim("1", 1), *seen.dims)
-    mask = rows(tape.whole("aten::where", (seen, *numbers), Tensor("mask in numbers", axes, at.dtype)))
+    mask = rows(tape.whole("aten::where", (seen, *numbers), Tensor("mask in numbers", axes, dtype)))
     rows.drop(*numbers)
     return mask
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError
-from gptcalc.hf import UNDER_AUTOCAST, common
+from gptcalc.hf import common
 from gptcalc.ledger.alive import Alive, Held, Kind, kind_in
 from gptcalc.ledger.reasons import COMPILED, has_rms_norm, mode_notes, optimizer_notes
 from gptcalc.ledger.step import RECORDED_BATCHES, inference, training
@@ -145,7 +145,7 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
         raise InvalidValueError(
             f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
         )
-    refuse(plan, modes, measured=spec.family in UNDER_AUTOCAST)
+    refuse(plan, modes)
     for what, since in _needs(spec, plan):
         if torch < since:
             raise InvalidValueError(
@@ -155,10 +155,9 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
     return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
 
 
-def refuse(plan: Plan, modes: Sequence[ModeName], *, measured: bool = False) -> None:
-    """What autocast does is known of the reference, and of classes that were `measured`."""
+def refuse(plan: Plan, modes: Sequence[ModeName]) -> None:
+    """What autocast does is not known of everything."""
     what = {
-        "--implementation transformers": plan.implementation != "reference" and not measured,
         "muon, whose two optimizers share a gradient scaler": plan.autocast == "fp16"
         and plan.optimizer == "muon"
         and "training" in modes,

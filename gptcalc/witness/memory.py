@@ -35,7 +35,8 @@ def saved_tensors(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tup
     if plan.autocast:
         if reason := fake_cuda.missing():
             return (Evidence("saved-tensors", "training", skipped=f"the meta device has no autocast, and {reason}"),)
-        (seen,) = fake_cuda.run([fake_cuda.Call(saved_tensors.saved, (model.spec, settled, "cuda"))])
+        asked = (hub_steps.saved, _sent(model)) if published else (saved_tensors.saved, model.spec)
+        (seen,) = fake_cuda.run([fake_cuda.Call(asked[0], (asked[1], settled, "cuda"))])
     else:
         seen = hub_steps.saved(model, settled) if published else saved_tensors.saved(model.spec, settled)
     found = Counter((one.bytes, TORCH_DTYPES.get(one.dtype, one.dtype)) for one in seen)
@@ -77,8 +78,13 @@ def trace(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evide
             if reason := fake_cuda.missing():
                 seen.append(Evidence("trace", mode, skipped=f"the meta device has no autocast, and {reason}"))
                 continue
-            how = (trace_inference, ("cuda",)) if mode == "inference" else (trace_training, (2, "cuda"))
-            (traced,) = fake_cuda.run([fake_cuda.Call(how[0], (model.spec, settled, *how[1]))])
+            if mode == "inference":
+                call = fake_cuda.Call(trace_inference, (model.spec, settled, "cuda"))
+            elif published:
+                call = fake_cuda.Call(hub_steps.trace_training, (_sent(model), settled, 2, "cuda"))
+            else:
+                call = fake_cuda.Call(trace_training, (model.spec, settled, 2, "cuda"))
+            (traced,) = fake_cuda.run([call])
         elif mode == "inference":
             traced = trace_inference(model.spec, settled)
         else:
@@ -125,6 +131,11 @@ def _settled(model: Resolved, plan: Plan, mode: ModeName) -> Plan:
     return plan.model_copy(update={"attention": ",".join(backends if len(set(backends)) > 1 else backends[:1])})
 
 
+def _sent(model: Resolved) -> Resolved:
+    """What of a model another process needs: views of mappings do not travel."""
+    return model._replace(preset=None, huggingface=dict(model.huggingface), changed={}, followed={}, defaults={})
+
+
 def _device(plan: Plan) -> str:
     """Where a witness without a GPU runs: the meta device has no autocast."""
     return "fake CUDA" if plan.autocast else "meta"
@@ -149,7 +160,7 @@ def cuda(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Eviden
 
 
 def transformers(model: Resolved, plan: Plan, modes: Sequence[ModeName]) -> tuple[Evidence, ...]:
-    """Both witnesses on meta, of the class that transformers has."""
+    """Both witnesses, of the class that transformers has."""
     return (*saved_tensors(model, plan, modes), *trace(model, plan, modes))
 
 

@@ -217,7 +217,6 @@ def test_copies_of_weights_have_a_line() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"precision": "autocast-bf16", "implementation": "transformers"}, "--implementation transformers"),
         ({"precision": "autocast-fp16", "optimizer": "muon"}, "two optimizers"),
     ],
 )
@@ -228,8 +227,8 @@ def test_what_is_not_known_is_refused(fields: dict[str, Any], said: str) -> None
         memory(spec, Plan.model_validate({"seq": 8} | fields), ("training",))
 
 
-def test_transformers_classes_that_were_measured_are_answered() -> None:
-    """Their steps under autocast are held against measurements: a bf16 copy of every linear layer's weight is told."""
+def test_the_copies_of_weights_of_transformers_classes_are_told() -> None:
+    """A bf16 copy of every linear layer's weight is told."""
     plan = Plan(batch=8, seq=512, precision="autocast-bf16", implementation="transformers")
     spec = resolve({"model_type": "gpt2"}, {"n_layers": 2}).spec
     (mode,) = memory(spec, plan, ("training",)).modes
