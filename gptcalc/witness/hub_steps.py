@@ -100,7 +100,7 @@ def as_on_cuda(attention: str) -> Iterator[None]:
         return cast(Tensor, theirs["softmax"](input, dim, _stacklevel, dtype))
 
     def mish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002, FBT001, FBT002  torch's signature
-        return ops.mish(input) if input.is_meta else cast(Tensor, theirs["mish"](input, inplace))
+        return cast(Tensor, ops.mish(input) if input.is_meta else theirs["mish"](input, inplace))
 
     ours: dict[str, Any] = {
         "dropout": dropout,
