@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from _pytest.terminal import TerminalReporter
+
+
+def pytest_configure() -> None:
+    """Output goes into a pipe, which has no width: workers are told one."""
+    os.environ.pop("COLUMNS", None)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
