@@ -201,7 +201,8 @@ class MultiHeadAttention(Weighted):
                     outs += self._query_and_gate(setting, rows, name, x, query)
                     continue
                 self._layer(setting, rows, name, x, out, bias=self.qkv_bias)
-                seen = self._clipped(rows, attend.by_token(self, setting, rows, out))
+                # The gradient of what is clipped is dense: its mask comes first among what decides on the strides.
+                seen = attend.by_token(self, setting, rows, out) if self.clip is None else self._clipped(rows, out)
                 outs.append(attend.by_head(self, setting, rows, seen))
             if self.gated:
                 return self._cut_gate(rows, query, *outs)

@@ -152,6 +152,15 @@ def test_soft_caps_and_sinks_are_what_torch_runs(drawn: tuple[Spec, Plan]) -> No
     assert is_torchs_step(*drawn)
 
 
+@pytest.mark.parametrize("n_heads", [1, 3])
+def test_the_gradient_of_what_is_clipped_is_dense(n_heads: int) -> None:
+    """In torch's math the key's gradient comes transposed: the clip's own backward sets it right, with no copy."""
+    sizes = {"num_attention_heads": n_heads, "num_key_value_heads": n_heads, "head_dim": 2}
+    spec = with_attention(resolve(LLAMA | sizes, {}).spec, clip=1.0, rotary=None)
+    plan = Plan(batch=2, seq=2, precision="fp32", kv_dtype="fp32", attention="math", optimizer="sgd")
+    assert is_torchs_step(spec, plan)
+
+
 def test_each_group_of_layers_has_its_kernel_its_angles_and_its_mask() -> None:
     """Layers that see a window, rotate slower or have sinks among others that do not: torch's step."""
     spec = resolve(LLAMA, {"n_heads": 4, "n_kv_heads": 4, "d_head": 8}).spec
