@@ -1,7 +1,7 @@
 """Open a file, or take a mapping, and say which model it describes."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gptcalc.errors import InvalidValueError, UnreadableFileError, nearest, plain, shown
@@ -123,16 +123,21 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _bytes(path: Path, where: str, forms: str = FORMS) -> bytes:
+def start_of(path: Path, where: str, n_bytes: int, near: Callable[[Path], str] = lambda _: "") -> bytes:
+    """The first `n_bytes` of a file, or all of it; an `UnreadableFileError` where there is none, and what is `near`."""
     try:
         with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+            return file.read(n_bytes)
     except FileNotFoundError:
-        raise UnreadableFileError(f"{where}: no such file{_near_file(path)}") from None
+        raise UnreadableFileError(f"{where}: no such file{near(path)}") from None
     except OSError as error:
         raise UnreadableFileError(f"{where}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UnreadableFileError(f"{where}: no file can have this name ({error})") from None
+
+
+def _bytes(path: Path, where: str, forms: str = FORMS) -> bytes:
+    raw = start_of(path, where, MOST_BYTES + 1, _near_file)
     kind = next((what for start, what in BINARY.items() if raw.startswith(start)), None)
     if kind is None and raw[8:10] == b'{"' and 0 < int.from_bytes(raw[:8], "little") < 2**32:
         kind = "a safetensors file"

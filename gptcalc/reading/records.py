@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptcalc.errors import UnreadableFileError, plain, shown
+from gptcalc.reading.files import start_of
 from gptcalc.reading.pickles import MOST_CONTAINERS, MOST_STEPS, is_pickle, read_plain
 
 FORMS = "a record of torch.cuda.memory._dump_snapshot, or the same as JSON"
@@ -98,15 +99,7 @@ def read_record(path: Path) -> Record:
 
 
 def _bytes(path: Path, where: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except FileNotFoundError:
-        raise UnreadableFileError(f"{where}: no such file") from None
-    except OSError as error:
-        raise UnreadableFileError(f"{where}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UnreadableFileError(f"{where}: no file can have this name ({error})") from None
+    data = start_of(path, where, MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UnreadableFileError(f"{where}: more than 1 GiB; allowed: a record of fewer events (max_entries)")
     if not data.strip():
