@@ -4,6 +4,7 @@ Amounts are `int` in base units everywhere in gptcalc: parameters, bytes, bits.
 Division happens here, on integers, so that a number is exact at any size.
 """
 
+import re
 from decimal import Decimal
 from fractions import Fraction
 
@@ -22,6 +23,21 @@ DTYPE_BITS = {
 }
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+
+#: Units of memory that are read, by their letters in upper case.
+SIZES = {
+    **{"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB},
+    **{"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+}
+
+
+def parse_bytes(text: str) -> int | None:
+    """Bytes of `24GiB`, `80 GB`, `1.5TiB`, a part of a byte left out; `None` where it is no number with a unit."""
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{0,18})?) ?([kmgt]?i?b)", text.strip().replace(",", ""), re.IGNORECASE)
+    if not found or found[2].upper() not in SIZES:
+        return None
+    return int(Fraction(Decimal(found[1])) * SIZES[found[2].upper()])
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

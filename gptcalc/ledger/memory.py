@@ -126,7 +126,7 @@ def is_phase(mode: ModeName, stage: str) -> bool:
     return stage.partition("#")[0] in PHASES[mode]
 
 
-def _reported(mode: ModeName, stage: str, plan: Plan) -> bool:
+def is_reported(mode: ModeName, stage: str, plan: Plan) -> bool:
     """Whether a stage is a phase in which anything happens: the optimizer has none where it runs in backward."""
     return is_phase(mode, stage) and not (stage == "optimizer" and plan.optimizer_in_backward)
 
@@ -140,7 +140,14 @@ def last_step(recording: Recording) -> range:
 
 def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
     """What each of `modes` takes at its peak. Raises `InvalidValueError` for what torch does not have."""
-    chip, torch = target(plan.target), torch_version(plan.torch)
+    need(spec, plan, modes)
+    kernels = CudaKernels(target(plan.target), torch_version(plan.torch))
+    return Memory(spec, plan, tuple(_mode(name, spec, plan, kernels) for name in modes))
+
+
+def need(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> None:
+    """Raise `InvalidValueError` for what torch does not have, or what is not known of it."""
+    torch = torch_version(plan.torch)
     if spec.n_layers > MOST_LAYERS:
         raise InvalidValueError(
             f"n_layers: read {spec.n_layers:,}; allowed for memory, which replays every layer: at most {MOST_LAYERS:,}"
@@ -152,7 +159,6 @@ def memory(spec: Spec, plan: Plan, modes: Sequence[ModeName]) -> Memory:
                 f"torch: read {plan.torch}, where {what} takes other ops, which are not known; allowed for this model:"
                 f" {since[0]}.{since[1]} and later"
             )
-    return Memory(spec, plan, tuple(_mode(name, spec, plan, CudaKernels(chip, torch)) for name in modes))
 
 
 def refuse(plan: Plan, modes: Sequence[ModeName]) -> None:
@@ -251,7 +257,7 @@ def _mode(name: ModeName, spec: Spec, plan: Plan, kernels: CudaKernels) -> Mode:
             _batches(stages[stage].name, plan),
         )
         for stage in last
-        if _reported(name, stages[stage].name, plan)
+        if is_reported(name, stages[stage].name, plan)
     )
     peak = folded.peak(last)
     alive = Alive(spec, recording, peak.place, keeps=name == "training", optimizer=OPTIMIZERS[plan.optimizer].source)
@@ -331,7 +337,7 @@ def _moment(recording: Recording, peak: Folded) -> str:
 def _points(recording: Recording, folded: Fold, name: ModeName, plan: Plan) -> Iterator[Point]:
     for point in folded.points:
         stage = recording.record.stages[point.place.stage].name
-        if _reported(name, stage, plan):
+        if is_reported(name, stage, plan):
             label = point.label if point.layer is None else f"layer {point.layer}"
             alive: dict[Kind, int] = {}
             for kind, size in point.alive.items():
