@@ -26,10 +26,7 @@ KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
 #: Units of memory that are read, by their letters in upper case.
-SIZES = {
-    **{"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB},
-    **{"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
-}
+SIZES = {"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def parse_bytes(text: str) -> int | None:

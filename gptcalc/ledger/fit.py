@@ -34,8 +34,8 @@ class Room(NamedTuple):
     """What there is for one process on a device.
 
     `capacity` is the bytes that `source` says, `usable` what torch may have of them. `target` is the generation whose
-    kernels run, where it is known. `guess` says why an answer is but probable. A budget (`budgeted`) is for what torch's
-    allocator holds, and for nothing else.
+    kernels run, where it is known. `guess` says why an answer is but probable. A budget (`budgeted`) is for what
+    torch's allocator holds, and for nothing else.
     """
 
     name: str
