@@ -35,7 +35,8 @@ class Gpu(Record):
     `memory_is_most` marks a part that is sold with less too. `dense_tflops` maps dtypes to peaks without sparsity, of
     tensor cores where they know the dtype. `link_gb_s` is to other accelerators, both directions together. `units` are
     streaming multiprocessors, compute units or GPU cores; `reported_units` is torch's count where it counts something
-    else, as pairs of them on RDNA. `device_names` are the exact names that nvidia-smi and torch print.
+    else, as pairs of them on RDNA. `device_names` are the exact names that nvidia-smi and torch print. `common` marks
+    the few that most people have.
     """
 
     slug: str
@@ -59,6 +60,7 @@ class Gpu(Record):
     note: str = ""
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()
+    common: bool = False
 
     @property
     def memory_marketing_bytes(self) -> int:

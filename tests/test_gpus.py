@@ -69,6 +69,16 @@ def test_amounts_are_exact_in_base_units(fact: dict[str, Any]) -> None:
     assert scaled(fact["bf16_tflops_dense"], 10**12) == gpu.peak("bf16")
 
 
+def test_common_parts_are_few_and_of_every_size() -> None:
+    """Consumer cards of 8, 12, 16, 24 and 32 GB are among the common parts, and so is an accelerator of each size."""
+    common = {gpu.slug: gpu for gpu in gpus() if gpu.common}
+    cards = {gpu.memory_gb for gpu in common.values() if gpu.name.startswith("GeForce")}
+
+    assert len(common) <= 20
+    assert cards == {8, 12, 16, 24, 32}
+    assert {"t4", "a100-sxm-40g", "a100-sxm-80g", "h100-sxm", "h200-sxm", "b200", "mi300x"} <= set(common)
+
+
 @each_fact
 def test_usable_memory_is_what_torch_or_the_driver_reports(fact: dict[str, Any]) -> None:
     """The facts' usable GiB are torch's total, or the driver's where torch's is not known."""
