@@ -4,7 +4,9 @@ The rows stand in `presets/gpus/VENDOR.toml`, where keys above the first table h
 source keys stand for is in `sources.toml`. Nothing is opened before somebody asks.
 """
 
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -16,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from gptcalc import installed
-from gptcalc.errors import UnknownNameError
+from gptcalc.errors import UnknownNameError, plain
 from gptcalc.spec import Record
 from gptcalc.units import MIB
 
@@ -31,12 +33,13 @@ TOLERANCE = Fraction(1, 10)
 class Gpu(Record):
     """An accelerator as published, in the units of its data sheet; `None` where no source was found.
 
-    `memory_gb` is the number on the box, `memory_driver_mib` nvidia-smi's total, `memory_torch_mib` that of torch;
-    `memory_is_most` marks a part that is sold with less too. `dense_tflops` maps dtypes to peaks without sparsity, of
-    tensor cores where they know the dtype. `link_gb_s` is to other accelerators, both directions together. `units` are
-    streaming multiprocessors, compute units or GPU cores; `reported_units` is torch's count where it counts something
-    else, as pairs of them on RDNA. `device_names` are the exact names that nvidia-smi and torch print. `common` marks
-    the few that most people have.
+    `memory_gb` is the number on the box, `memory_driver_mib` nvidia-smi's total, `memory_torch_mib` that of torch, and
+    `memory_torch_least_mib` the least that torch has been seen to report where drivers differ. `memory_is_most` marks a
+    part that is sold with less too; `memory_share` is what a process may have where a system keeps the rest for others.
+    `dense_tflops` maps dtypes to peaks without sparsity, of tensor cores where they know the dtype. `link_gb_s` is to
+    other accelerators, both directions together. `units` are streaming multiprocessors, compute units or GPU cores;
+    `reported_units` is torch's count where it counts something else, as pairs of them on RDNA. `device_names` are the
+    exact names that nvidia-smi and torch print. `common` marks the few that most people have.
     """
 
     slug: str
@@ -48,6 +51,8 @@ class Gpu(Record):
     memory_is_most: bool = False
     memory_driver_mib: int | None = None
     memory_torch_mib: int | None = None
+    memory_torch_least_mib: int | None = None
+    memory_share: Decimal = Decimal(1)
     bandwidth_gb_s: Decimal
     dense_tflops: Annotated[Mapping[str, Decimal], AfterValidator(MappingProxyType)] = {}
     l2_mib: Decimal | None = None
@@ -64,7 +69,7 @@ class Gpu(Record):
 
     @property
     def memory_marketing_bytes(self) -> int:
-        """The number on the box at 10^9 bytes a GB; most makers mean 2^30, so it says less than there is."""
+        """The number on the box at 10^9 bytes a GB; most makers mean 2^30, of which ECC and the driver take a part."""
         return self.memory_gb * GB
 
     @property
@@ -76,6 +81,11 @@ class Gpu(Record):
     def memory_torch_bytes(self) -> int | None:
         """What torch reports as the total: the driver's less what the driver keeps."""
         return _scaled(self.memory_torch_mib, MIB)
+
+    @property
+    def memory_torch_least_bytes(self) -> int | None:
+        """The least that torch reports as the total, under whichever driver."""
+        return _scaled(self.memory_torch_least_mib or self.memory_torch_mib, MIB)
 
     @property
     def bandwidth(self) -> int:
@@ -136,12 +146,73 @@ def gpu_names() -> list[str]:
     return list(_by_name())
 
 
+def vendors() -> list[str]:
+    """Who makes accelerators, in the order of the list."""
+    return list(dict.fromkeys(gpu.vendor for gpu in gpus()))
+
+
 def need_gpu(name: str) -> Gpu:
-    """The accelerator of that slug or alias, in any case of letters, or an error with the nearest names."""
-    gpu = _by_name().get(name.lower())
+    """The accelerator of that name, or an error with the nearest names."""
+    gpu = find_gpu(name)
     if gpu is None:
         raise UnknownNameError.near("GPU", name, gpu_names(), listed=[gpu.slug for gpu in gpus()])
     return gpu
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """The one accelerator that is meant by a slug, an alias, or a name as people and devices write it.
+
+    Case, spaces and the maker's words do not count, nor does the memory behind a name that has none: `RTX 4090`,
+    `A100 80GB`, `NVIDIA GeForce RTX 4090`, `T4 16GB`. What may mean two parts means none.
+    """
+    return _by_name().get(name.lower()) or gpu_of_device(name) or _spelled().get(_key(name))
+
+
+#: Words that makers put before the name of a part.
+MAKERS = re.compile(r"(nvidia|amd|intel|apple|google|aws)?(geforce|tesla|instinct|radeon)?")
+
+
+def _key(name: str) -> str:
+    """The letters and digits of a name, with a `g` for a `GB`, without what makers put before it."""
+    bare = re.sub(r"[\s_-]+", "", re.sub(r"([0-9]) ?gi?b(?![a-z])", r"\1g", name.lower()))
+    found = MAKERS.match(bare)
+    return bare[found.end() :] if found else bare
+
+
+@cache
+def _spelled() -> dict[str, Gpu]:
+    """Accelerators by the keys of their names; those that two share are no names."""
+    chosen = {_key(name): gpu for name, gpu in _by_name().items()}
+    own = {(_key(name), gpu.slug) for gpu in gpus() for name in (gpu.name, *gpu.device_names)}
+    sized = {(f"{key}{gpu.memory_gb}g", gpu.slug) for key, gpu in chosen.items()}
+    for keys in (own, sized):
+        times = Counter(key for key, _ in keys)
+        chosen = {key: need_gpu(slug) for key, slug in keys if times[key] == 1} | chosen
+    return chosen
+
+
+def search_gpus(vendor: str | None = None, text: str | None = None) -> list[Gpu]:
+    """The accelerators of a vendor, and of these the ones that have every word of `text`.
+
+    Slugs, aliases, names, what devices report, architectures and notes are searched, in any case of letters.
+    """
+    found = list(gpus())
+    if vendor is not None:
+        found = [gpu for gpu in found if gpu.vendor.lower() == vendor.strip().lower()]
+        if not found:
+            raise UnknownNameError.near("vendor of GPUs", vendor, vendors())
+    if text is not None:
+        allowed = [name for gpu in found for name in (gpu.slug, *gpu.aliases)]
+        found = [gpu for gpu in found if all(word in _said(gpu) for word in text.lower().split())]
+        if not found:
+            what = "GPU with these words" if vendor is None else f"GPU of {plain(vendor)} with these words"
+            raise UnknownNameError.near(what, text, allowed, "'gptcalc gpus' lists all")
+    return found
+
+
+def _said(gpu: Gpu) -> str:
+    words = (gpu.slug, *gpu.aliases, gpu.name, *gpu.device_names, gpu.arch, gpu.compute_capability or "", gpu.note)
+    return "\n".join(words).lower()
 
 
 def gpu_of_device(device_name: str, memory_bytes: int | None = None, units: int | None = None) -> Gpu | None:

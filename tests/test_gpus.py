@@ -13,10 +13,20 @@ from typing import Any
 import pytest
 from support import DATA, ROOT
 
+import gptcalc.gpus as gpus_module
 from gptcalc.errors import UnknownNameError
-from gptcalc.gpus import Gpu, gpu_names, gpu_of_device, gpus, need_gpu
+from gptcalc.gpus import Gpu, find_gpu, gpu_names, gpu_of_device, gpus, need_gpu, search_gpus
 
 FACTS = json.loads((DATA / "facts_gpus.json").read_text(encoding="utf-8"), parse_float=Decimal)
+#: What was found since, in out-of-memory messages: torch's total of an RTX 5090 is 33,668,857,856 bytes.
+FOUND = {
+    "GeForce RTX 5090": {
+        "memory_mib_torch": 32109,
+        "memory_gib_usable": Decimal("31.36"),
+        "source_keys": ["DB", "SMI", "TORCH", "WP"],
+    }
+}
+FACTS["rows"] = [row | FOUND.get(row["name"], {}) for row in FACTS["rows"]]
 BY_NAME = {gpu.name: gpu for gpu in gpus()}
 GIB = 2**30
 each_fact = pytest.mark.parametrize("fact", FACTS["rows"], ids=[fact["name"] for fact in FACTS["rows"]])
@@ -120,6 +130,78 @@ def test_names_are_unique_lower_case_words() -> None:
 def test_found_by_every_name(gpu: Gpu) -> None:
     """An accelerator is found by its slug and its aliases in any case of letters."""
     assert {gpu.slug} == {need_gpu(name.upper()).slug for name in (gpu.slug, *gpu.aliases)}
+
+
+@pytest.mark.parametrize(
+    ("written", "slug"),
+    [
+        ("RTX 4090", "rtx-4090"),
+        ("rtx_4090", "rtx-4090"),
+        ("GeForce RTX 4090 24 GB", "rtx-4090"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("A100 80GB", "a100-sxm-80g"),
+        ("A100-SXM4-80GB", "a100-sxm-80g"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("Tesla T4", "t4"),
+        ("t4 16gb", "t4"),
+        ("V100 32GB", "v100-sxm-32g"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("m3 max 40c", "m3-max-40c"),
+        ("TPU v5p", "tpu-v5p"),
+    ],
+)
+def test_found_as_people_write_it(written: str, slug: str) -> None:
+    """Case, spaces, the maker's words and the memory behind a name do not count."""
+    found = find_gpu(written)
+
+    assert found is not None
+    assert slug == found.slug
+
+
+@each_gpu
+def test_found_by_what_its_device_reports(gpu: Gpu) -> None:
+    """The full name and each device name mean the row, but for a name that two rows share."""
+    for name in (gpu.name, *gpu.device_names):
+        expected = None if name == "Apple M3 Max" else gpu
+        assert expected == find_gpu(name)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "geforce",
+        "NVIDIA",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H200 MIG 1g.18gb",
+        "RTX 4090 48GB",
+        "m3 max",
+    ],
+)
+def test_another_name_means_none(written: str) -> None:
+    """A maker, a laptop's part, a slice, another memory and what two parts are called mean no accelerator."""
+    assert find_gpu(written) is None
+
+
+def test_spelling_tells_parts_apart() -> None:
+    """No two accelerators have names that differ in nothing but case, spaces and the maker's words."""
+    keys = {(gpus_module._key(name), gpu.slug) for gpu in gpus() for name in (gpu.slug, *gpu.aliases)}
+
+    assert {key: times for key, times in Counter(key for key, _ in keys).items() if times > 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "text", "slugs"),
+    [
+        ("amd", "7900", ["rx-7900-xtx"]),
+        (None, "geforce 12gb", ["rtx-3060-12g"]),
+        (None, "gb206 BLACKWELL 16gb", ["rtx-5060-ti-16g"]),
+        ("Google", None, ["tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e", "tpu-v7x"]),
+    ],
+)
+def test_a_search_finds_all_words_of_a_vendor(vendor: str | None, text: str | None, slugs: list[str]) -> None:
+    """Each word stands in a name, the architecture or the note, in any case of letters."""
+    assert slugs == [gpu.slug for gpu in search_gpus(vendor, text)]
 
 
 @pytest.mark.parametrize(

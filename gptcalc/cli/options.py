@@ -42,6 +42,13 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.lower().startswith(incomplete.lower())]
 
 
+def complete_gpu(incomplete: str) -> list[str]:
+    """GPU names for the shell, and `local`."""
+    from gptcalc.gpus import gpu_names
+
+    return [name for name in (*gpu_names(), "local") if name.startswith(incomplete.lower())]
+
+
 def parse_value(text: str) -> object:
     """`text` as a whole number, a fraction, true, false, null, a list of such, or a string."""
     words = {"true": True, "false": False, "null": None}

@@ -7,13 +7,14 @@ driver's total is up to a few percent more, and the number on the box says still
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Literal, NamedTuple
 
 from gptcalc.allocator import Figures
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
-from gptcalc.gpus import Gpu, gpu_names, gpus, need_gpu
+from gptcalc.gpus import Gpu, find_gpu, gpu_names, gpus, vendors
 from gptcalc.ledger.memory import CONTEXT
 from gptcalc.tape.kernels import TARGETS
 from gptcalc.units import GIB, format_bytes, parse_bytes
@@ -104,10 +105,29 @@ def room(text: object, what: str = "gpu") -> Room:
         return local_room(name, what)
     if (size := parse_bytes(name)) is not None:
         return sized(size, name, what)
-    if name.lower() not in gpu_names():
+    gpu = find_gpu(name)
+    if gpu is None:
         advice = "a size with its unit (24GiB) and local are allowed too; 'gptcalc gpus' lists all"
         raise UnknownNameError.near(what, str(text), gpu_names(), advice, [gpu.slug for gpu in gpus()])
-    return room_of(need_gpu(name))
+    return room_of(gpu)
+
+
+def rooms(names: Sequence[object], what: str = "gpu") -> list[Room]:
+    """The devices of those names, each once; `all`, `common` and a vendor mean several."""
+    found: dict[str, Room] = {}
+    for name in names:
+        for one in _named(name, what):
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _named(name: object, what: str) -> list[Room]:
+    word = name.strip().lower() if isinstance(name, str) else ""
+    if word in ("all", "common"):
+        return [room_of(gpu) for gpu in gpus() if gpu.common or word == "all"]
+    if word in map(str.lower, vendors()):
+        return [room_of(gpu) for gpu in gpus() if gpu.vendor.lower() == word]
+    return [room(name, what)]
 
 
 def sized(size: int, name: str, what: str) -> Room:
@@ -133,15 +153,16 @@ def room_of(gpu: Gpu) -> Room:
     if gpu.vendor != "NVIDIA":
         guess = f"kernels and allocator are those of CUDA, not of {gpu.vendor}"
     if gpu.memory_torch_bytes is not None:
-        capacity = gpu.memory_torch_bytes
-        return Room(gpu.slug, gpu.name, capacity, "torch", Range(capacity, capacity), target, guess)
+        capacity, low = gpu.memory_torch_bytes, gpu.memory_torch_least_bytes or gpu.memory_torch_bytes
+        return Room(gpu.slug, gpu.name, capacity, "torch", Range(low, capacity), target, guess)
     if gpu.memory_driver_bytes is not None:
         capacity = gpu.memory_driver_bytes
         low = capacity - int(capacity * kept_by_driver())
         return Room(gpu.slug, gpu.name, capacity, "driver", Range(low, capacity), target, guess)
     capacity = gpu.memory_marketing_bytes
     guess = "; ".join(filter(None, ("its memory is estimated from the number on the box", guess)))
-    return Room(gpu.slug, gpu.name, capacity, "marketing", Range(capacity, gpu.memory_gb * GIB), target, guess)
+    low = int(capacity * min(Fraction(gpu.memory_share), least_of_the_box()))
+    return Room(gpu.slug, gpu.name, capacity, "marketing", Range(low, gpu.memory_gb * GIB), target, guess)
 
 
 @cache
@@ -152,6 +173,12 @@ def kept_by_driver() -> Fraction:
         for gpu in gpus()
         if (driver := gpu.memory_driver_bytes) and (torch := gpu.memory_torch_bytes)
     )
+
+
+@cache
+def least_of_the_box() -> Fraction:
+    """The least share of the number on the box that torch has been seen to report: ECC in GDDR takes its part."""
+    return min(Fraction(torch, gpu.memory_marketing_bytes) for gpu in gpus() if (torch := gpu.memory_torch_least_bytes))
 
 
 def target_of(gpu: Gpu) -> str | None:
