@@ -20,6 +20,7 @@ from gptcalc.report.count_data import CountJSON, count_json
 from gptcalc.report.document import Document
 
 if TYPE_CHECKING:
+    from gptcalc.ledger.answer import Answer
     from gptcalc.ledger.compare import Compared
     from gptcalc.ledger.design import Designs, Shape
     from gptcalc.ledger.embedding import EmbeddingStage
@@ -78,6 +79,7 @@ class MemoryReport(NamedTuple):
     """What is alive at the peak of each mode, or the embedding stage by itself, and every form of the report.
 
     `defaulted` are the settings that nobody gave; `command` is the request as it was made, `request` what it holds.
+    `answers` say of each mode whether it fits, where a device or a budget was named.
     """
 
     model: Resolved
@@ -86,6 +88,7 @@ class MemoryReport(NamedTuple):
     defaulted: tuple[str, ...] = ()
     command: str = ""
     request: "Request | None" = None
+    answers: "tuple[Answer, ...]" = ()
 
     def __repr__(self) -> str:
         """The model and what it takes at each peak; everything else is in the fields."""
@@ -98,6 +101,11 @@ class MemoryReport(NamedTuple):
         from gptcalc.ledger.memory import Memory
 
         return self.answer.modes if isinstance(self.answer, Memory) else ()
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every mode does for all that is known; `None` where no device and no budget was named."""
+        return all(answer.does for answer in self.answers) if self.answers else None
 
     @property
     def training(self) -> "Mode":
@@ -131,7 +139,7 @@ class MemoryReport(NamedTuple):
         from gptcalc.report.memory_data import memory_json
 
         if isinstance(self.answer, Memory):
-            found = memory_json(self.model, self.answer, self.depth, self.command)
+            found = memory_json(self.model, self.answer, self.depth, self.command, self.answers)
         else:
             found = embedding_json(self.model, self.answer, self.command)
         found["notes"] = [*self._said(), *found["notes"]]
@@ -160,7 +168,8 @@ class MemoryReport(NamedTuple):
         from gptcalc.report.memory import View, memory_document
 
         if isinstance(self.answer, Memory):
-            found = memory_document(self.model, self.answer, View(self.depth, self.defaulted, explain, timeline))
+            view = View(self.depth, self.defaulted, explain, timeline)
+            found = memory_document(self.model, self.answer, view, self.answers)
         else:
             found = embedding_document(self.model, self.answer, self.defaulted, explain=explain)
         return found._replace(heading=(*found.heading, *self._said()))
@@ -400,6 +409,8 @@ def memory(  # noqa: PLR0913  a setting is an argument
     compile: bool | None = None,  # noqa: A002  what the option is called
     implementation: str | None = None,
     scope: str | None = None,
+    gpu: str | None = None,
+    budget: str | None = None,
     plan: str | os.PathLike[str] | Mapping[str, object] | None = None,
     depth: int | None = None,
     **overrides: object,
@@ -407,13 +418,13 @@ def memory(  # noqa: PLR0913  a setting is an argument
     """What is alive on one device at the peak of a training step and of inference, and at which moment.
 
     The settings are the options of `gptcalc memory`; `None` is its default, or what `plan` says, a plan file or what
-    stands in one. `depth` is the detail of `to_dict()`: 1 components, 2 ops, 3 tensors. Raises `GptcalcError` on a bad
-    request.
+    stands in one. With a `gpu` (a name of `gptcalc gpus`, `24GiB`, `local`) or a `budget` (`40GiB`, for what torch's
+    allocator holds) `.fits` says whether it does, `.answers` with what margin. `depth` is the detail of `to_dict()`:
+    1 components, 2 ops, 3 tensors. Raises `GptcalcError` on a bad request.
     """
-    from gptcalc.ledger.asked import SETTINGS
-    from gptcalc.ledger.request import Request, from_table, read_plan
+    from gptcalc.ledger.request import RUN, Request, from_table, read_plan
 
-    given = {name: value for name, value in locals().items() if name in (*SETTINGS, "scope") and value is not None}
+    given = {name: value for name, value in locals().items() if name in RUN and value is not None}
     shown = {} if depth is None else {"depth": depth}
     named = ({} if plan is None else {"plan": plan}) | shown | given | overrides
     arguments = ([] if model is None else [repr(model)]) + [f"{name}={value!r}" for name, value in named.items()]
@@ -441,7 +452,7 @@ def memory_of(
 ) -> MemoryReport:
     """`memory` with the model's fields and the settings each in a mapping; errors call a setting as it is `spelled`."""
     from gptcalc.ledger import memory as engine
-    from gptcalc.ledger.asked import settle, with_dropout
+    from gptcalc.ledger.asked import has_questions, settle, with_dropout
     from gptcalc.ledger.embedding import embedding_stage
     from gptcalc.ledger.published import need_class
     from gptcalc.ledger.request import Request
@@ -456,12 +467,22 @@ def memory_of(
     if plan.implementation == "transformers":
         need_class(resolved)
     if modes:
-        return MemoryReport(resolved, engine.memory(resolved.spec, plan, modes), depth, defaulted, request=request)
+        found = engine.memory(resolved.spec, plan, modes)
+        answers = _answers(found, asked, spelled) if has_questions(asked) else ()
+        return MemoryReport(resolved, found, depth, defaulted, request=request, answers=answers)
     if depth != 1:
         raise InvalidValueError(
             f"memory: read {spelled('depth')} {depth} with {spelled('scope')} embedding; allowed: one of them"
         )
     return MemoryReport(resolved, embedding_stage(resolved.spec, plan), depth, defaulted, request=request)
+
+
+def _answers(found: "Memory", asked: Mapping[str, object], spelled: Callable[[str], str]) -> "tuple[Answer, ...]":
+    """Whether each mode fits where it was asked to."""
+    from gptcalc.ledger.answer import answer, questions
+
+    rooms = questions(asked, spelled).rooms
+    return tuple(answer(mode, rooms) for mode in found.modes)
 
 
 def explain(  # noqa: PLR0913  a choice is an argument

@@ -11,13 +11,18 @@ from gptcalc.cli.options import FormatOption, spelled, takes_model, takes_plan
 from gptcalc.cli.output import answer
 from gptcalc.cli.usage import USAGE_ERROR
 from gptcalc.errors import GptcalcError, InvalidValueError, shown
+from gptcalc.ledger.asked import QUESTIONS
 from gptcalc.ledger.request import VIEW, Request
 from gptcalc.report.formats import Format, render
 
 app = typer.Typer(add_completion=False)
 
+#: The heading in the help of what is asked beside the figures.
+QUESTION = "The question"
+DOES_NOT_FIT = 1
 
-@app.command(epilog="Example: gptcalc memory gpt2-xl --batch 8 --optimizer-impl fused --timeline")
+
+@app.command(epilog="Example: gptcalc memory gpt2-xl --batch 8 --gpu rtx-4090 --optimizer-impl fused")
 @takes_model
 @takes_plan
 def memory(
@@ -28,6 +33,24 @@ def memory(
     scope: Annotated[
         str | None,
         typer.Option("--scope", metavar="NAME", help="model, or embedding: that stage by itself. (default: model)"),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            help="Does it fit? One of 'gptcalc gpus', a size (24GiB), or local. It sets --target.",
+            rich_help_panel=QUESTION,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="SIZE",
+            help="Does it fit? What torch's allocator may hold, the CUDA context not in it (40GiB).",
+            rich_help_panel=QUESTION,
+        ),
     ] = None,
     depth: Annotated[
         int | None,
@@ -55,14 +78,19 @@ def memory(
     ] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
-    """What is alive at the peak of a training step and of inference, byte by byte, and when that is."""
-    del model, overrides, scope, depth  # the plan has them
+    """What is alive at the peak of a training step and of inference, byte by byte, and when that is.
+
+    With --gpu or --budget: whether that fits, and with what margin. Exit code 1 where it does not surely fit.
+    """
+    del model, overrides, scope, depth, gpu, budget  # the plan has them
     if versus is not None:
         typed = {"timeline": timeline, "explain": explain, "save_plan": save_plan}
+        typed |= {name: plan.asked.get(name) is not None for name in QUESTIONS}
         for name in (name for name, value in typed.items() if value):
             raise InvalidValueError(f"memory: read {spelled(name)} with --versus; allowed: one of them")
         compared = against(plan, versus)._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
-        return answer(render(format_, compared.document, compared.to_dict))
+        answer(render(format_, compared.document, compared.to_dict))
+        return
     report = api.memory_by(plan, spelled=spelled)
     shown = {**VIEW, **plan.view}
     if shown["timeline"] and not report.modes:
@@ -71,7 +99,9 @@ def memory(
     if save_plan is not None:
         report.save_plan(save_plan)
     view = {name: bool(shown[name]) for name in ("explain", "timeline")}
-    return answer(render(format_, lambda: report.document(**view), report.to_dict))
+    answer(render(format_, lambda: report.document(**view), report.to_dict))
+    if report.fits is False:
+        raise typer.Exit(DOES_NOT_FIT)
 
 
 def against(plan: Request, text: str) -> api.Versus:

@@ -95,7 +95,7 @@ def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
     A plan file gives what was not typed. The command's `model` and `overrides`, where it has them, are its too.
     """
     from gptcalc.ledger.asked import SETTINGS  # for the commands that have them alone
-    from gptcalc.ledger.request import Request, read_plan
+    from gptcalc.ledger.request import OWN, Request, read_plan
 
     own = signature(command, eval_str=True).parameters
     has_model, views = "model" in own, [name for name in VIEW if name in own]
@@ -104,12 +104,13 @@ def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**given: Any) -> None:
         asked = {name: value for name in SETTINGS if (value := given.pop(name)) is not None}
         asked |= {name: _number(value) for name, value in asked.items() if SETTINGS[name].kind == "number"}
-        if given.get("scope") is not None:
-            asked["scope"] = given["scope"]
+        asked |= {name: given[name] for name in OWN if given.get(name) is not None}
         view = {name: given[name] for name in views if given[name] is not None}
         model, overrides = (given["model"], given["overrides"]) if has_model else (None, {})
         typed, file = Request(model, overrides, asked, view, typed=frozenset(asked)), given.pop("plan_file")
         plan = typed if file is None else typed.over(read_plan(file), spelled)
+        if "gpu" not in own:
+            plan = plan.without_questions()
         if has_model:
             given |= {"model": plan.model, "overrides": plan.overrides}
         command(plan=plan, **given)

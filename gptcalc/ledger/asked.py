@@ -6,6 +6,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -58,6 +59,12 @@ MODES: "Mapping[str, tuple[ModeName, ...]]" = MappingProxyType(
 )
 #: The names of the field `scope`, which no other command has.
 SCOPES = ("model", "embedding")
+#: What is asked about a run, and is no setting of it: where it must fit, and what is solved for. `memory` alone has it.
+QUESTIONS = ("gpu", "budget", "max")
+#: What `max` may be, and the setting, or the field of the model, that it solves for.
+SOLVED: Mapping[str, str] = MappingProxyType(
+    {"batch": "batch", "seq": "seq", "layers": "n_layers", "d-model": "d_model"}
+)
 #: What the embedding stage by itself has.
 EMBEDDING = ("batch", "seq", "precision", "implementation", "scope")
 #: The fields of the model that `dropout` sets.
@@ -93,12 +100,15 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
         names = _of_transformers(names, spelled)
     mode, scope = names.get("mode", "both"), names.get("scope", "model")
     _must_agree(given, names, spelled)
+    _must_be_solvable(given, names, spelled)
     fields: dict[str, object] = {field: name for field, name in names.items() if field in Plan.model_fields}
     fields["kv_dtype"] = names.get("kv_dtype", names.get("precision", "bf16").removeprefix("autocast-"))
     checks = {field: setting.check for field, setting in SETTINGS.items() if field in given}
     fields |= {field: check(given[field], spelled(field)) for field, check in checks.items() if check is not None}
     fields["seq"] = _seq(spec, given.get("seq"), spelled)
     fields.setdefault("optimizer_impl", _unasked_impl(names.get("optimizer", "adamw")))
+    if "gpu" in given and (own := _target_of(given["gpu"], spelled("gpu"))) is not None:
+        fields.setdefault("target", own)
     plan = Plan.model_validate(fields)
     _must_fit(plan, spelled)
     _needed(plan, spelled)
@@ -108,6 +118,7 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
         field
         for field, setting in SETTINGS.items()
         if setting.told and field not in given and (mode == "both" or setting.used_in in ("", mode))
+        if not (field == "target" and "target" in fields)
     ]
     return Settled(plan, MODES[mode], tuple(defaulted))
 
@@ -168,6 +179,46 @@ def _must_agree(given: Asked, names: Mapping[str, str], spelled: Spelled) -> Non
                     f" {spelled(what)} {allowed}, or no {spelled(field)}",
                     field,
                 )
+
+
+def has_questions(asked: Asked) -> bool:
+    """Whether more is asked than what a run takes."""
+    return any(asked.get(field) is not None for field in QUESTIONS)
+
+
+def _must_be_solvable(given: Asked, names: Mapping[str, str], spelled: Spelled) -> None:
+    """Refuse a question for the largest of what is given, or without a limit."""
+    what = names.get("max")
+    if what is None:
+        return
+    if "gpu" not in given and "budget" not in given:
+        raise InvalidValueError(
+            f"memory: read {spelled('max')} {what} without a limit; allowed with {spelled('gpu')} NAME or"
+            f" {spelled('budget')} SIZE"
+        )
+    if SOLVED[what] in given:
+        raise solved_twice(what, SOLVED[what], spelled)
+
+
+def solved_twice(what: str, field: str, spelled: Spelled) -> UselessError:
+    """The error of a question for the largest of what is given."""
+    return UselessError(
+        f"memory: read {spelled(field)} with {spelled('max')} {what}, which solves for it; allowed: one of them", "max"
+    )
+
+
+def _target_of(gpu: object, what: str) -> str | None:
+    """The target of a device, asked once of each."""
+    from gptcalc.ledger.fit import room
+
+    return _target_of_name(gpu, what) if isinstance(gpu, str) else room(gpu, what).target
+
+
+@cache
+def _target_of_name(gpu: str, what: str) -> str | None:
+    from gptcalc.ledger.fit import room
+
+    return room(gpu, what).target
 
 
 def _optimizer_settings(given: Asked) -> Mapping[str, tuple[str, ...]]:
@@ -424,5 +475,6 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
 )
 #: The fields that take a name, and the names.
 _NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {field: setting.names for field, setting in SETTINGS.items() if setting.names} | {"scope": SCOPES}
+    {field: setting.names for field, setting in SETTINGS.items() if setting.names}
+    | {"scope": SCOPES, "max": tuple(SOLVED)}
 )

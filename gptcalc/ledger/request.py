@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gptcalc.catalog import find_preset, resolve
 from gptcalc.errors import GptcalcError, InvalidValueError, OutputError, UnknownNameError, plain, shown
 from gptcalc.files import write_atomically
-from gptcalc.ledger.asked import MODES, SETTINGS, Asked, Spelled, UselessError, settle
+from gptcalc.ledger.asked import MODES, QUESTIONS, SETTINGS, SOLVED, Asked, Spelled, UselessError, settle
 from gptcalc.plan import Plan
 from gptcalc.reading.files import can_be_file, read_mapping, read_table
 from gptcalc.spec import Spec
@@ -25,8 +25,10 @@ FORMS = "a plan file in TOML or JSON (name.toml, name.json)"
 KEYS = ("schema", "model", "overrides", "settings", "view", "defaulted")
 #: What a plan may say of the report, and its default.
 VIEW: Mapping[str, int | bool] = MappingProxyType({"depth": 1, "timeline": False, "explain": False})
-#: What a plan may say of the run: the settings, and the field that no other command has.
-RUN = (*SETTINGS, "scope")
+#: The fields that no other command has.
+OWN = ("scope", *QUESTIONS)
+#: What a plan may say of the run: the settings, and the fields that no other command has.
+RUN = (*SETTINGS, *OWN)
 #: TOML has no null: the word stands for it, as in presets.
 NULL = "null"
 _NOTHING: Mapping[str, object] = MappingProxyType({})
@@ -76,8 +78,9 @@ class Request(NamedTuple):
         model, overrides = self.model, self.overrides
         if model is None:
             model, overrides = base.model, _changed(base, self.overrides)
-        given = {field: value for field, value in base.settings.items() if field not in self.settings}
-        kept = {field: value for field, value in base.defaults.items() if field not in self.settings}
+        gone, overrides = self._giving_way(base, model, overrides)
+        given = {field: value for field, value in base.settings.items() if field not in (*self.settings, *gone)}
+        kept = {field: value for field, value in base.defaults.items() if field not in (*self.settings, *gone)}
         file, typed = base.file or self.file, frozenset(self.settings)
         settings, view = {**given, **self.settings}, {**base.view, **self.view}
         spec = resolve(model, overrides).spec
@@ -88,7 +91,31 @@ class Request(NamedTuple):
             after = values(spec, found.settings)
             same = {field: value for field, value in kept.items() if before.get(field) == after.get(field)}
             found = found._replace(defaults=_fitting(spec, found.settings, same))
-        return found._replace(left=tuple(left))
+        return found._replace(left=(*(field for field in gone if field not in base.defaults), *left))
+
+    def _giving_way(
+        self, base: "Request", model: Model, overrides: Mapping[str, object]
+    ) -> tuple[list[str], Mapping[str, object]]:
+        """What of `base` a typed question solves for, or its question where that is typed; the overrides left."""
+        names = resolve(model, {}).family.names()
+        solved = SOLVED.get(str(self.settings.get("max", base.settings.get("max"))).strip().lower(), "")
+        gone = [name for name in overrides if solved in names.get(name, ())]
+        is_typed = solved in self.settings or any(name in gone for name in self.overrides)
+        if "max" not in self.settings:
+            return ["max"] if is_typed else [], overrides
+        if is_typed:
+            return [], overrides
+        rest = {name: value for name, value in overrides.items() if name not in gone}
+        return [*gone, *([solved] if solved in base.asked else [])], rest
+
+    def without_questions(self) -> "Request":
+        """The run alone, for commands that ask nothing else: on the device's kernels, where it names one."""
+        if not any(field in self.settings for field in QUESTIONS):
+            return self
+        target = settle(resolve(self.model, self.overrides).spec, self.asked, self.spelled(str)).plan.target
+        settings = {field: value for field, value in self.settings.items() if field not in QUESTIONS}
+        own = {} if "gpu" not in self.settings or "target" in self.defaults else {"target": target}
+        return self._replace(settings={**own, **settings})
 
 
 def _changed(base: Request, overrides: Mapping[str, object]) -> Mapping[str, object]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held, Kind
+from gptcalc.ledger.answer import Answer
 from gptcalc.ledger.components import COMPONENTS, component_label
 from gptcalc.ledger.memory import Memory, Mode, ModeName, Phase
 from gptcalc.ledger.parameters import parameters
@@ -17,6 +18,8 @@ from gptcalc.optimizers import OPTIMIZERS
 from gptcalc.plan import Plan
 from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
+from gptcalc.report.fits import fit_tables, headline, room_notes, uncertainty
+from gptcalc.report.fits import rooms as rooms_of
 from gptcalc.report.memory_data import (
     NOT_IN_IT,
     beyond_context,
@@ -87,14 +90,17 @@ class View(NamedTuple):
     timeline: bool = False
 
 
-def memory_document(model: Resolved, memory: Memory, view: View) -> Document:
-    """A section for each mode."""
+def memory_document(model: Resolved, memory: Memory, view: View, answers: Sequence[Answer] = ()) -> Document:
+    """The answer, where something was asked, and a section for each mode."""
     return Document(
-        title=_title(model, memory),
-        heading=tuple(_heading(model, memory, view.defaulted)),
-        tables=tuple(table for mode in memory.modes for table in _section(mode, memory, view)),
-        notes=tuple(_notes(model, memory, view)),
-        data=lambda: memory_table(memory, view.depth),
+        title=headline(_name(model), answers) if answers else _title(model, memory),
+        heading=(*_heading(model, memory, view.defaulted, answers), *uncertainty(answers)),
+        tables=(
+            *fit_tables(answers),
+            *(table for mode in memory.modes for table in _section(mode, memory, view, titled=bool(answers))),
+        ),
+        notes=tuple(_notes(model, memory, view, answers)),
+        data=lambda: memory_table(memory, view.depth, answers),
         drawings=tuple(_drawing(mode) for mode in memory.modes if view.timeline and mode.timeline),
     )
 
@@ -117,7 +123,7 @@ def _peak(mode: Mode) -> str:
     return f"{mode.name}: {size} at the peak ({format_count(total)} bytes requested), in {mode.phase}, at {mode.moment}"
 
 
-def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Iterator[str]:
+def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str], answers: Sequence[Answer]) -> Iterator[str]:
     """The dims, where they come from, what was changed; then what the figures speak of."""
     plan, modes = memory.plan, {mode.name for mode in memory.modes}
     dims, *rest = model_heading(model, parameters(model.spec))
@@ -132,7 +138,8 @@ def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str]) -> Itera
     yield from _attention(memory)
     segments = " · expandable segments" if plan.expandable_segments else ""
     segments += " · torch.compile: not modelled, these are eager's numbers" if plan.compile else ""
-    yield f"{words(plan, memory.spec.family)} · {plan.target} · torch {plan.torch}{segments}"
+    device = next((f" of the {room.title}" for room in rooms_of(answers) if room.target == plan.target), "")
+    yield f"{words(plan, memory.spec.family)} · {plan.target}{device} · torch {plan.torch}{segments}"
     if defaulted:
         yield by_default(defaulted)
 
@@ -200,10 +207,11 @@ def _attention(memory: Memory) -> Iterator[str]:
         yield f"attention{where}: {backend}, {reason}"
 
 
-def _section(mode: Mode, memory: Memory, view: View) -> Iterator[Table]:
-    """The tables of one mode, above the first what the title says where there is only one."""
+def _section(mode: Mode, memory: Memory, view: View, *, titled: bool) -> Iterator[Table]:
+    """The tables of one mode, above the first what the title says where there is only one and it says nothing else."""
     peak = _peak(mode)
-    yield _alive_table(f"{peak[0].upper()}{peak[1:]}" if len(memory.modes) > 1 else "", mode, view.depth)
+    titled = titled or len(memory.modes) > 1
+    yield _alive_table(f"{peak[0].upper()}{peak[1:]}" if titled else "", mode, view.depth)
     yield _phase_table(mode)
     yield _facts_table(mode, memory.plan)
     if view.explain:
@@ -332,9 +340,10 @@ def _drawing(mode: Mode) -> Drawing:
     return Drawing(f"Bytes alive over {what}", lambda width: draw(mode.timeline, width))
 
 
-def _notes(model: Resolved, memory: Memory, view: View) -> Iterator[str]:
+def _notes(model: Resolved, memory: Memory, view: View, answers: Sequence[Answer]) -> Iterator[str]:
     """What is particular to the answer, what the words mean, what is not in it, what to try."""
-    for note in (*model.notes, *beyond_context(model, memory.plan), *_mode_notes(memory)):
+    devices = [note for room in rooms_of(answers) for note in room_notes(room, memory.plan)]
+    for note in (*devices, *model.notes, *beyond_context(model, memory.plan), *_mode_notes(memory)):
         yield f"Note: {note}"
     yield WORDS
     yield NOT_IN_IT

@@ -9,11 +9,13 @@ from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held
+from gptcalc.ledger.answer import Answer
 from gptcalc.ledger.memory import Memory, Mode, Phase, every_phase
 from gptcalc.plan import Plan
 from gptcalc.report.claims import JudgementJSON
 from gptcalc.report.count_data import heading_notes, model_json
 from gptcalc.report.document import Column, Table, Value
+from gptcalc.report.fits import FitJSON, RangeJSON, fit_cells, fit_json
 from gptcalc.units import format_count
 
 #: Micro-batches that do the same and are listed all the same.
@@ -76,13 +78,6 @@ class PointJSON(TypedDict):
     alive: dict[str, int]
 
 
-class RangeJSON(TypedDict):
-    """Bytes that nvidia-smi may show."""
-
-    low: int
-    high: int
-
-
 class AttentionJSON(TypedDict):
     """The backend that runs, and why."""
 
@@ -94,7 +89,8 @@ class ModeJSON(TypedDict):
     """Training or inference; `lines` are those of the instant of the requested peak.
 
     `phases` has every micro-batch of a step (`forward#1`, `backward#1`, …), `timeline` the first two: the others do
-    what the second does. Of more than 65, `phases` too has the first two alone, and a note says so.
+    what the second does. Of more than 65, `phases` too has the first two alone, and a note says so. `device_range` is
+    what nvidia-smi may show; `fit` and `budget` are there where a device or a budget was named.
     """
 
     totals: TotalsJSON
@@ -106,6 +102,8 @@ class ModeJSON(TypedDict):
     tokens: int
     device_range: RangeJSON
     attention: AttentionJSON
+    fit: NotRequired[FitJSON]
+    budget: NotRequired[FitJSON]
     notes: list[str]
 
 
@@ -210,11 +208,19 @@ def _together(group: list[Held]) -> Held:
     )
 
 
-def memory_json(model: Resolved, memory: Memory, depth: int, command: str = "") -> MemoryJSON:
+def memory_json(
+    model: Resolved, memory: Memory, depth: int, command: str = "", answers: Sequence[Answer] = ()
+) -> MemoryJSON:
     """The ledger as a dictionary of plain values; integers stay integers."""
     answer = plan_json(model, memory.plan, command)
     for mode in memory.modes:
         answer[mode.name] = _mode_json(mode, depth)
+    for asked in answers:
+        own = answer[asked.mode]
+        if asked.gpu is not None:
+            own["fit"] = fit_json(asked.gpu, memory.plan)
+        if asked.budget is not None:
+            own["budget"] = fit_json(asked.budget, memory.plan)
     answer["notes"] += [*beyond_context(model, memory.plan), NOT_IN_IT]
     return answer
 
@@ -335,16 +341,18 @@ def beyond_context(model: Resolved, plan: Plan) -> Iterator[str]:
         )
 
 
-def memory_table(memory: Memory, depth: int) -> Table:
-    """One record a line, with the mode that it belongs to."""
+def memory_table(memory: Memory, depth: int, answers: Sequence[Answer] = ()) -> Table:
+    """One record a line, with the mode that it belongs to, and that mode's answer."""
     first = ("mode", "key", "label", "kind", "component", "op", "dtype")
     keys = (*first, "formula", "numbers", "tensors", "amount", "share", "why", "source")
     found: list[tuple[Value, ...]] = []
+    said = {answer.mode: fit_cells(answer) for answer in answers}
     for mode in memory.modes:
         for line in (_line_json(row, mode) for row in rows(mode, depth)):
             cells: dict[str, object] = {"mode": mode.name, "op": "", "dtype": "", **line}
-            found.append(tuple(_flat(cells[key]) for key in keys))
-    return Table("", tuple(Column(key, key) for key in keys), tuple(found))
+            found.append((*(_flat(cells[key]) for key in keys), *said.get(mode.name, {}).values()))
+    columns = (*keys, *next(iter(said.values()), {}))
+    return Table("", tuple(Column(key, key) for key in columns), tuple(found))
 
 
 def _flat(value: object) -> Value:
