@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, gptcalc
 
-COMMANDS = ("count", "explain", "compare", "design", "check", "bench", "presets", "claims", "schema")
+COMMANDS = ("count", "explain", "compare", "design", "check", "bench", "presets", "gpus", "claims", "schema")
 IMPORTS = """
 import sys
 from gptcalc.cli.app import run
@@ -71,6 +71,7 @@ def test_torch_without_numpy_is_no_news() -> None:
         (["design", "--params", "350M"], ["rich"]),
         (["design", "--params", "350M", "--format", "json"], []),
         (["presets", "--format", "json"], []),
+        (["gpus", "--format", "json"], []),
         (["claims", "--format", "json"], []),
     ],
     ids=" ".join,
@@ -90,12 +91,14 @@ def test_importing_gptcalc_opens_neither_torch_nor_rich_nor_pydantic() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-@pytest.mark.parametrize("command", ["count", "check", "presets", "claims"])
+@pytest.mark.parametrize("command", ["count", "check", "presets", "gpus", "claims"])
 def test_json_validates_against_its_schema(command: str) -> None:
     """What `--format json` prints is what `gptcalc schema` promises, and its integers are integers."""
     jsonschema = pytest.importorskip("jsonschema")
     arguments = (
-        [command, "--format", "json"] if command in ("presets", "claims") else [command, "gpt2", "--format", "json"]
+        [command, "--format", "json"]
+        if command in ("presets", "gpus", "claims")
+        else [command, "gpt2", "--format", "json"]
     )
     answer = json.loads(gptcalc(*arguments).stdout)
     schema = json.loads(gptcalc("schema", command).stdout)

@@ -27,6 +27,8 @@ CASES = [(model, form) for model in MODELS for form in FORMS]
 SIDES = {
     "compare": ["compare", "gpt2", "gpt2:n_layers=24,d_model=1024", "llama-3-8b", "--batch", "8"],
     "design": ["design", "--params", "350M"],
+    "gpus": ["gpus", "--common"],
+    "gpus-show": ["gpus", "show", "rtx-4090"],
 }
 SIDE_FORMS = {
     **{f"{width}.txt": ([], {"COLUMNS": str(width)}) for width in (60, 80, 200)},
