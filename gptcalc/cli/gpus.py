@@ -9,8 +9,19 @@ from gptcalc.cli.output import answer
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.gpus import need_gpu, search_gpus, vendors
 from gptcalc.ledger.fit import room_of
+from gptcalc.ledger.local import local
 from gptcalc.report.formats import Format, render
-from gptcalc.report.gpus import SORTS, Entry, gpu_document, gpu_json, gpus_document, gpus_json, in_order
+from gptcalc.report.gpus import (
+    SORTS,
+    Entry,
+    gpu_document,
+    gpu_json,
+    gpus_document,
+    gpus_json,
+    in_order,
+    local_document,
+    local_json,
+)
 from gptcalc.units import format_bytes, parse_bytes
 
 app = typer.Typer(add_completion=False)
@@ -102,14 +113,18 @@ def show(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A name of the list, as people or devices write it.",
+            help="A name of the list, as people or devices write it; or local, local:1.",
             autocompletion=complete_gpu,
             show_default=False,
         ),
     ],
     format_: FormatOption = Format.TABLE,
 ) -> None:
-    """Print all that is known of a GPU: memory and whose figure it is, peaks, names, sources."""
+    """Print all that is known of a GPU: memory and whose figure it is, peaks, names, sources; of local who holds it."""
+    if name.strip().lower().partition(":")[0] == "local":
+        here = local(name, "gpus show")
+        answer(render(format_, lambda: local_document(here), lambda: local_json(here)))
+        return
     gpu = need_gpu(name)
     entry = Entry(gpu, room_of(gpu))
     answer(render(format_, lambda: gpu_document(entry), lambda: gpu_json(entry)))

@@ -186,6 +186,10 @@ def target_of(gpu: Gpu) -> str | None:
     found = re.fullmatch(r"([0-9]+)\.([0-9])", gpu.compute_capability or "")
     if gpu.vendor != "NVIDIA" or not found:
         return None
-    capability = (int(found[1]), int(found[2]))
+    return target_for((int(found[1]), int(found[2])))
+
+
+def target_for(capability: tuple[int, int]) -> str:
+    """The kernel target of a compute capability."""
     known = sorted((chip.capability, name) for name, chip in TARGETS.items())
     return next((name for has, name in reversed(known) if has <= capability), known[0][1])

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
-from gptcalc.gpus import Gpu
+from gptcalc.gpus import Gpu, gpu_of_device
 from gptcalc.ledger.fit import Room, Source, kept_by_driver
+from gptcalc.ledger.local import UNNAMED, Local, named
 from gptcalc.report.document import Column, Document, Table, Value
 from gptcalc.units import GIB, MIB, format_bytes, format_count, format_fixed
 
@@ -89,6 +90,38 @@ class GpuJSON(EntryJSON):
     units: int | None
     sources: list[str]
     note: str
+
+
+class HolderJSON(TypedDict):
+    """A process that holds memory; `bytes` is null where the driver does not tell."""
+
+    pid: int
+    name: str
+    bytes: int | None
+
+
+class LocalJSON(TypedDict):
+    """What `gptcalc gpus show local --format json` prints, in bytes.
+
+    `kept` is the driver's own, where it says so; `unnamed` is held by whom it does not name. `preset` is the GPU of the
+    list that it is.
+    """
+
+    schema: str
+    name: str
+    title: str
+    place: str
+    preset: str | None
+    driver: str
+    compute_capability: str
+    target: str
+    memory: int
+    free: int
+    kept: int | None
+    holders: list[HolderJSON]
+    unnamed: int
+    others: list[str]
+    notes: list[str]
 
 
 def in_order(entries: Sequence[Entry], key: str | None) -> list[Entry]:
@@ -332,3 +365,57 @@ def _with_unit(amount: Decimal | int | None, unit: str) -> str:
 
 def _percent(share: Fraction) -> str:
     return f"{format_fixed(share * 100, 1)}%"
+
+
+# --- The GPU of this machine -----------------------------------------------------------------------------------------
+
+
+def local_json(found: Local) -> LocalJSON:
+    """The GPU of this machine as a dictionary of plain values."""
+    gpu = gpu_of_device(found.title, found.capacity)
+    return {
+        "schema": "gptcalc.gpus-local/1",
+        "name": found.name,
+        "title": found.title,
+        "place": found.place,
+        "preset": gpu.slug if gpu else None,
+        "driver": found.driver,
+        "compute_capability": _capability(found),
+        "target": found.target,
+        "memory": found.capacity,
+        "free": found.free,
+        "kept": found.kept,
+        "holders": [{"pid": holder.pid, "name": holder.name, "bytes": holder.bytes} for holder in found.holders],
+        "unnamed": found.unnamed,
+        "others": list(found.others),
+        "notes": list(found.notes),
+    }
+
+
+def local_document(found: Local) -> Document:
+    """What the GPU of this machine has, and who holds it: the rows add up to the total."""
+    gpu = gpu_of_device(found.title, found.capacity)
+    heading = (
+        f"{found.place}, NVIDIA driver {found.driver}, compute capability {_capability(found)}, kernels {found.target}",
+        *found.notes,
+        *found.others,
+    )
+    columns = (
+        Column("who", "memory", wraps=True, least=20),
+        Column("amount", "amount", "amount"),
+        Column("bytes", "bytes", "count", drop=1),
+    )
+    rows: list[tuple[str, int | None]] = [("free", found.free), *([("the driver", found.kept)] if found.kept else [])]
+    rows += [(named(holder), holder.bytes) for holder in found.holders]
+    rows += [(UNNAMED, found.unnamed)] if found.unnamed else []
+    printed = tuple((who, NOT_KNOWN if amount is None else format_bytes(amount), amount) for who, amount in rows)
+    total = (("total", format_bytes(found.capacity), found.capacity),)
+    table = Table("", columns, printed, total)
+    known = [f"gptcalc gpus show {gpu.slug} (its data sheet)"] if gpu else []
+    following = ", ".join([f"gptcalc memory MODEL --gpu {found.name}", *known])
+    title = f"{found.name}: {found.title}, {format_bytes(found.free)} free of {format_bytes(found.capacity)}"
+    return Document(title, heading, (table,), (f"Next: {following}.",), lambda: table._replace(footer=()))
+
+
+def _capability(found: Local) -> str:
+    return ".".join(map(str, found.capability))

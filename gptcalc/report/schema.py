@@ -12,7 +12,7 @@ from gptcalc.report.compare import CompareJSON
 from gptcalc.report.count_data import CountJSON
 from gptcalc.report.design import DesignJSON
 from gptcalc.report.explain import ExplainJSON
-from gptcalc.report.gpus import GpuJSON, GpusJSON
+from gptcalc.report.gpus import GpuJSON, GpusJSON, LocalJSON
 from gptcalc.report.memory_data import MemoryJSON
 from gptcalc.report.presets import PresetJSON, PresetsJSON
 from gptcalc.report.versus import VersusJSON
@@ -30,6 +30,7 @@ SCHEMAS: dict[str, Any] = {
     "presets-show": PresetJSON,
     "gpus": GpusJSON,
     "gpus-show": GpuJSON,
+    "gpus-local": LocalJSON,
     "claims": ClaimsJSON,
     "bench": BenchJSON,
     "bench-against": BenchAgainstJSON,
