@@ -6,7 +6,7 @@
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,6 +157,16 @@ class MemoryReport(NamedTuple):
         """What `other` takes more or less, line by line."""
         return Versus(self, other)
 
+    def _checks(self) -> Iterator[str]:
+        """The command lines that ask for what was solved for."""
+        from gptcalc.ledger.asked import SOLVED
+        from gptcalc.ledger.request import command_line
+
+        for answer in self.answers:
+            if self.request and answer.largest is not None and answer.largest.value is not None:
+                changes = {SOLVED[answer.largest.what]: answer.largest.value, "max": None, "mode": answer.mode}
+                yield from filter(None, [command_line(self.request, changes)])
+
     def _said(self) -> tuple[str, ...]:
         """What is to be said of the request itself."""
         return self.request.notes() if self.request else ()
@@ -168,7 +178,7 @@ class MemoryReport(NamedTuple):
         from gptcalc.report.memory import View, memory_document
 
         if isinstance(self.answer, Memory):
-            view = View(self.depth, self.defaulted, explain, timeline)
+            view = View(self.depth, self.defaulted, explain, timeline, tuple(self._checks()))
             found = memory_document(self.model, self.answer, view, self.answers)
         else:
             found = embedding_document(self.model, self.answer, self.defaulted, explain=explain)
@@ -411,6 +421,7 @@ def memory(  # noqa: PLR0913  a setting is an argument
     scope: str | None = None,
     gpu: str | None = None,
     budget: str | None = None,
+    max: str | None = None,  # noqa: A002  what the option is called
     plan: str | os.PathLike[str] | Mapping[str, object] | None = None,
     depth: int | None = None,
     **overrides: object,
@@ -419,8 +430,9 @@ def memory(  # noqa: PLR0913  a setting is an argument
 
     The settings are the options of `gptcalc memory`; `None` is its default, or what `plan` says, a plan file or what
     stands in one. With a `gpu` (a name of `gptcalc gpus`, `24GiB`, `local`) or a `budget` (`40GiB`, for what torch's
-    allocator holds) `.fits` says whether it does, `.answers` with what margin. `depth` is the detail of `to_dict()`:
-    1 components, 2 ops, 3 tensors. Raises `GptcalcError` on a bad request.
+    allocator holds) `.fits` says whether it does, `.answers` with what margin; `max` solves for the largest `batch`,
+    `seq`, `layers` or `d-model` that fits. `depth` is the detail of `to_dict()`: 1 components, 2 ops, 3 tensors. Raises
+    `GptcalcError` on a bad request.
     """
     from gptcalc.ledger.request import RUN, Request, from_table, read_plan
 
@@ -452,7 +464,7 @@ def memory_of(
 ) -> MemoryReport:
     """`memory` with the model's fields and the settings each in a mapping; errors call a setting as it is `spelled`."""
     from gptcalc.ledger import memory as engine
-    from gptcalc.ledger.asked import has_questions, settle, with_dropout
+    from gptcalc.ledger.asked import has_questions, settle, solved_for, with_dropout
     from gptcalc.ledger.embedding import embedding_stage
     from gptcalc.ledger.published import need_class
     from gptcalc.ledger.request import Request
@@ -461,9 +473,12 @@ def memory_of(
         raise InvalidValueError(
             f"{spelled('depth')}: read {shown(depth)}; allowed: 1 (components), 2 (ops), 3 (tensors)"
         )
-    resolved = resolve(model, with_dropout(overrides, asked, spelled))
-    plan, modes, defaulted = settle(resolved.spec, asked, spelled)
     request = Request(model, overrides, asked, {"depth": depth})
+    overrides = with_dropout(overrides, asked, spelled)
+    resolved = resolve(model, overrides)
+    if solved_for(asked, spelled):
+        return _solved(model, overrides, asked, spelled)._replace(depth=depth, request=request)
+    plan, modes, defaulted = settle(resolved.spec, asked, spelled)
     if plan.implementation == "transformers":
         need_class(resolved)
     if modes:
@@ -483,6 +498,33 @@ def _answers(found: "Memory", asked: Mapping[str, object], spelled: Callable[[st
 
     rooms = questions(asked, spelled).rooms
     return tuple(answer(mode, rooms) for mode in found.modes)
+
+
+def _solved(
+    model: Model, overrides: Mapping[str, object], asked: Mapping[str, object], spelled: Callable[[str], str]
+) -> MemoryReport:
+    """The largest that fits in each mode; what is shown is the run of that size where all modes have the same."""
+    from gptcalc.ledger import memory as engine
+    from gptcalc.ledger.answer import answer, questions
+    from gptcalc.ledger.asked import SOLVED, solved_twice
+    from gptcalc.ledger.largest import Question, builder, shown_of, sizes_of, solve
+    from gptcalc.ledger.published import need_class
+    from gptcalc.ledger.totals import Totals
+
+    asks, totals, build = questions(asked, spelled), Totals(), builder(model, overrides)
+    names = build({}).family.names()
+    if any(SOLVED[asks.max] in names.get(name, ()) for name in overrides):
+        raise solved_twice(asks.max, SOLVED[asks.max], spelled)
+    run = {field: value for field, value in asked.items() if field != "max"}
+    question = Question(asks.max, build, run, asks.rooms, spelled)
+    resolved, settled = question.settled(sizes_of(question).first)
+    if settled.plan.implementation == "transformers":
+        need_class(resolved)
+    largest = [solve(question, mode, totals) for mode in settled.modes]
+    resolved, settled = shown_of(question, largest)
+    memory = engine.memory(resolved.spec, settled.plan, settled.modes)
+    answers = tuple(answer(mode, asks.rooms, own) for mode, own in zip(memory.modes, largest, strict=True))
+    return MemoryReport(resolved, memory, defaulted=settled.defaulted, answers=answers)
 
 
 def explain(  # noqa: PLR0913  a choice is an argument

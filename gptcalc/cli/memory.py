@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from gptcalc import api
-from gptcalc.cli.options import FormatOption, spelled, takes_model, takes_plan
+from gptcalc.cli.options import FormatOption, complete_gpu, spelled, takes_model, takes_plan
 from gptcalc.cli.output import answer
 from gptcalc.cli.usage import USAGE_ERROR
 from gptcalc.errors import GptcalcError, InvalidValueError, shown
-from gptcalc.ledger.asked import QUESTIONS
+from gptcalc.ledger.asked import QUESTIONS, SOLVED
 from gptcalc.ledger.request import VIEW, Request
 from gptcalc.report.formats import Format, render
 
@@ -40,6 +40,7 @@ def memory(
             "--gpu",
             metavar="NAME",
             help="Does it fit? One of 'gptcalc gpus', a size (24GiB), or local. It sets --target.",
+            autocompletion=complete_gpu,
             rich_help_panel=QUESTION,
         ),
     ] = None,
@@ -49,6 +50,16 @@ def memory(
             "--budget",
             metavar="SIZE",
             help="Does it fit? What torch's allocator may hold, the CUDA context not in it (40GiB).",
+            rich_help_panel=QUESTION,
+        ),
+    ] = None,
+    max_: Annotated[
+        str | None,
+        typer.Option(
+            "--max",
+            metavar="NAME",
+            help="batch, seq, layers or d-model: the largest that fits --gpu and --budget, and what binds it.",
+            autocompletion=lambda incomplete: [name for name in SOLVED if name.startswith(incomplete.lower())],
             rich_help_panel=QUESTION,
         ),
     ] = None,
@@ -80,9 +91,11 @@ def memory(
 ) -> None:
     """What is alive at the peak of a training step and of inference, byte by byte, and when that is.
 
-    With --gpu or --budget: whether that fits, and with what margin. Exit code 1 where it does not surely fit.
+    With --gpu or --budget: whether that fits, and with what margin; with --max the largest that does.
+
+    Exit code 1 where it does not surely fit, with --max where not even the smallest does; 2 for a wrong request.
     """
-    del model, overrides, scope, depth, gpu, budget  # the plan has them
+    del model, overrides, scope, depth, gpu, budget, max_  # the plan has them
     if versus is not None:
         typed = {"timeline": timeline, "explain": explain, "save_plan": save_plan}
         typed |= {name: plan.asked.get(name) is not None for name in QUESTIONS}

@@ -104,7 +104,7 @@ def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**given: Any) -> None:
         asked = {name: value for name in SETTINGS if (value := given.pop(name)) is not None}
         asked |= {name: _number(value) for name, value in asked.items() if SETTINGS[name].kind == "number"}
-        asked |= {name: given[name] for name in OWN if given.get(name) is not None}
+        asked |= {name: value for name in OWN if (value := given.get(name, given.get(f"{name}_"))) is not None}
         view = {name: given[name] for name in views if given[name] is not None}
         model, overrides = (given["model"], given["overrides"]) if has_model else (None, {})
         typed, file = Request(model, overrides, asked, view, typed=frozenset(asked)), given.pop("plan_file")

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gptcalc.ledger.asked import Asked, Spelled
+from gptcalc.ledger.asked import Asked, Spelled, solved_for
 from gptcalc.ledger.fit import Fit, Room, budget, fit, room
+from gptcalc.ledger.largest import Largest
 from gptcalc.ledger.memory import Mode, ModeName
 
 
@@ -22,14 +23,17 @@ class Questions(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One mode's answer: the fit of the run that is shown into each room, the device's first."""
+    """One mode's answer: the fit of the run that is shown into each room, the device's first, or what it solves."""
 
     mode: ModeName
     fits: tuple[Fit, ...]
+    largest: Largest | None = None
 
     @property
     def does(self) -> bool:
-        """Whether the run fits for all that is known, everywhere."""
+        """Whether the run fits for all that is known, everywhere; where it is solved for, whether any does."""
+        if self.largest is not None:
+            return self.largest.here is not None
         return all(each.fits for each in self.fits)
 
     @property
@@ -49,9 +53,9 @@ def questions(asked: Asked, spelled: Spelled = str) -> Questions:
     rooms = {
         field: read(asked[field], spelled(field)) for field, read in readers.items() if asked.get(field) is not None
     }
-    return Questions(rooms.get("gpu"), rooms.get("budget"), str(asked.get("max") or "").strip().lower())
+    return Questions(rooms.get("gpu"), rooms.get("budget"), solved_for(asked, spelled))
 
 
-def answer(mode: Mode, rooms: tuple[Room, ...]) -> Answer:
+def answer(mode: Mode, rooms: tuple[Room, ...], largest: Largest | None = None) -> Answer:
     """Whether a mode fits each of the rooms."""
-    return Answer(mode.name, tuple(fit(mode.totals, each) for each in rooms))
+    return Answer(mode.name, tuple(fit(mode.totals, each) for each in rooms), largest)

@@ -100,7 +100,7 @@ def settle(spec: Spec, asked: Asked, spelled: Spelled = str) -> Settled:
         names = _of_transformers(names, spelled)
     mode, scope = names.get("mode", "both"), names.get("scope", "model")
     _must_agree(given, names, spelled)
-    _must_be_solvable(given, names, spelled)
+    solved_for(given, spelled)
     fields: dict[str, object] = {field: name for field, name in names.items() if field in Plan.model_fields}
     fields["kv_dtype"] = names.get("kv_dtype", names.get("precision", "bf16").removeprefix("autocast-"))
     checks = {field: setting.check for field, setting in SETTINGS.items() if field in given}
@@ -186,18 +186,20 @@ def has_questions(asked: Asked) -> bool:
     return any(asked.get(field) is not None for field in QUESTIONS)
 
 
-def _must_be_solvable(given: Asked, names: Mapping[str, str], spelled: Spelled) -> None:
-    """Refuse a question for the largest of what is given, or without a limit."""
-    what = names.get("max")
-    if what is None:
-        return
-    if "gpu" not in given and "budget" not in given:
+def solved_for(asked: Asked, spelled: Spelled = str) -> str:
+    """What is asked to be as large as fits. Raises where that is given, or where nothing says what it must fit."""
+    given = {field for field, value in asked.items() if value is not None}
+    if "max" not in given:
+        return ""
+    what = _choice("max", asked["max"], spelled)
+    if not given & {"gpu", "budget"}:
         raise InvalidValueError(
             f"memory: read {spelled('max')} {what} without a limit; allowed with {spelled('gpu')} NAME or"
             f" {spelled('budget')} SIZE"
         )
     if SOLVED[what] in given:
         raise solved_twice(what, SOLVED[what], spelled)
+    return what
 
 
 def solved_twice(what: str, field: str, spelled: Spelled) -> UselessError:

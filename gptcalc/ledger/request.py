@@ -7,6 +7,7 @@ wrote holds every setting, so that the defaults of a later release change nothin
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -260,6 +261,57 @@ def _from_folder(model: str, folder: Path | None) -> str:
     except (OSError, ValueError):
         is_path = False
     return str(path) if is_path else model
+
+
+# --- As a command ----------------------------------------------------------------------------------------------------
+
+
+def command_line(request: Request, changes: Mapping[str, object]) -> str:
+    """What to type for the request with `changes` of settings and fields, `None` for those that are not to be given.
+
+    Empty where it cannot be typed: of a model that is a mapping, or fields that are.
+    """
+    is_file = Path(request.file).suffix in (".toml", ".json")
+    mode = changes.get("mode")
+    settings = {field: value for field, value in request.asked.items() if field in request.typed or not is_file}
+    settings = {
+        field: value
+        for field, value in {**settings, **changes}.items()
+        if field in RUN and value is not None and (SETTINGS[field].used_in if field in SETTINGS else "") in ("", mode)
+    }
+    fields = {**request.overrides, **{field: value for field, value in changes.items() if field not in RUN}}
+    if isinstance(request.model, Mapping) and not is_file:
+        return ""
+    words = ["gptcalc", "memory"]
+    words += [str(request.model)] if request.model is not None and not isinstance(request.model, Mapping) else []
+    words += ["--plan", request.file] if is_file else []
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            return ""
+        words += (
+            [f"--{name.replace('_', '-')}", str(value)] if name in changes else ["--set", f"{name}={_typed(value)}"]
+        )
+    for field in (field for field in RUN if field in settings):
+        words += _option(field, settings[field])
+    return shlex.join(words)
+
+
+def _option(field: str, value: object) -> list[str]:
+    """A setting as it is typed."""
+    name = field.replace("_", "-")
+    if isinstance(value, bool):
+        other = SETTINGS[field].other or f"no_{field}"
+        return [f"--{name}" if value else f"--{other.replace('_', '-')}"]
+    return [f"--{name}", str(value)]
+
+
+def _typed(value: object) -> str:
+    """A field's value behind `--set KEY=`."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_typed, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------

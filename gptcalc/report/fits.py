@@ -6,10 +6,12 @@ from typing_extensions import TypedDict
 
 from gptcalc.ledger.answer import Answer
 from gptcalc.ledger.fit import Fit, Range, Room
+from gptcalc.ledger.largest import Largest, Step
 from gptcalc.ledger.memory import CONTEXT
 from gptcalc.plan import Plan
 from gptcalc.report.document import Column, Table, Value
-from gptcalc.units import format_bytes, format_signed
+from gptcalc.report.timeline import KINDS
+from gptcalc.units import format_bytes, format_count, format_signed
 
 #: Who says how much there is, after the amount.
 SOURCES = {
@@ -33,6 +35,17 @@ class RangeJSON(TypedDict):
 
     low: int
     high: int
+
+
+class MaxJSON(TypedDict):
+    """The largest of `what` that fits; `value` is null where not even the smallest does.
+
+    `binding` are the kinds that the next one has more of, the fastest growing first; empty where memory is no limit.
+    """
+
+    what: str
+    value: int | None
+    binding: list[str]
 
 
 class FitJSON(TypedDict):
@@ -102,7 +115,12 @@ def headline(name: str, answers: Sequence[Answer]) -> str:
         f"{where(room)}: {'; '.join(f'{mode} {fit.verdict}, {margin_words(fit.margin)}' for mode, fit in own)}"
         for room, own in rooms(answers).items()
     ]
-    return f"{name} {'; '.join(found)}"
+    return f"{_clause(name)} {'; '.join(found)}"
+
+
+def _clause(name: str) -> str:
+    """A name before what is said of it."""
+    return f"{name}," if ", " in name else name
 
 
 def margin_words(margin: Range) -> str:
@@ -206,6 +224,112 @@ def room_notes(room: Room, plan: Plan) -> Iterator[str]:
         yield f"kernels are those of {plan.target}, as --target says, not those of {room.title} ({room.target})"
 
 
+# --- The largest -----------------------------------------------------------------------------------------------------
+
+#: What is solved for, behind "the largest", and with a number.
+WORDS = {"batch": "batch", "seq": "sequence", "layers": "number of layers", "d-model": "d_model"}
+COLUMNS = {"seq": "tokens", "d-model": "d_model"}
+NUMBERED = {"batch": "batch {}", "seq": "{} tokens", "layers": "{} layers", "d-model": "d_model {}"}
+
+
+def numbered(what: str, value: int) -> str:
+    """A size in words: `batch 37`, `1,024 tokens`."""
+    words = NUMBERED[what].format(format_count(value))
+    return words.replace("layers", "layer").replace("tokens", "token") if value == 1 else words
+
+
+def solved(answers: Sequence[Answer]) -> list[Largest]:
+    """What was solved for, mode by mode."""
+    return [answer.largest for answer in answers if answer.largest is not None]
+
+
+def max_headline(name: str, answers: Sequence[Answer]) -> str:
+    """The largest of each mode, or what even the smallest lacks."""
+    found, own = solved(answers), rooms(answers)
+    what = WORDS[found[0].what]
+    sizes = ", ".join(f"{format_count(each.value)} in {each.mode}" for each in found if each.value is not None)
+    fits = "probably fits" if any(room.guess for room in own) else "fits"
+    parts = [f"the largest {what} that {fits} is {sizes}"] if sizes else []
+    parts += [
+        f"no {what} fits in {each.mode}: {_lacking(each, each.beyond)}"
+        for each in found
+        if each.here is None and each.beyond is not None
+    ]
+    return f"{_clause(name)} {' and '.join(map(where, own))}: {'; '.join(parts)}"
+
+
+def _lacking(largest: Largest, step: Step) -> str:
+    """What the smallest lacks."""
+    return f"even {numbered(largest.what, step.value)} lacks {format_bytes(step.excess)}"
+
+
+def bindings(answers: Sequence[Answer]) -> Iterator[str]:
+    """What grows with the next step, or why there is none."""
+    for each in solved(answers):
+        if each.limit:
+            yield f"in {each.mode} the limit is not memory: {each.limit}"
+            continue
+        kinds = ", ".join(f"{KINDS[kind][1]} {format_bytes(amount)}" for kind, amount in each.binding)
+        if each.here is not None and each.beyond is not None:
+            yield f"what binds in {each.mode}: {numbered(each.what, each.beyond.value)} would add {kinds}"
+        elif each.beyond is not None:
+            yield f"what binds in {each.mode}: {numbered(each.what, each.beyond.value)} has {kinds}"
+
+
+def max_tables(answers: Sequence[Answer]) -> Iterator[Table]:
+    """For each mode the largest and the next one: what each may need, and what that leaves of what there surely is."""
+    for each in solved(answers):
+        what = WORDS[each.what]
+        columns = (
+            Column("value", COLUMNS.get(each.what, each.what), "count"),
+            *((Column("room", "in"),) if len(rooms(answers)) > 1 else ()),
+            Column("needs", "needs, at most", "count"),
+            Column("leaves", "leaves, at least", "count"),
+            Column("size", "", "amount", drop=1),
+            Column("verdict", "", drop=2),
+        )
+        found: list[tuple[Value, ...]] = []
+        for step in filter(None, (each.here, each.beyond)):
+            for fit in step.fits:
+                left = fit.margin.low
+                cells: dict[str, Value] = {
+                    "value": step.value,
+                    "room": fit.room.name,
+                    "needs": fit.needed.high,
+                    "verdict": fit.verdict,
+                }
+                cells |= {"leaves": format_signed(left), "size": _negative(left)}
+                found.append(tuple(cells[column.key] for column in columns))
+        rest = ", and the next" if each.here and each.beyond else ""
+        title = f"The largest {what} in {each.mode}{rest}" if each.here else f"The smallest {what} in {each.mode}"
+        yield Table(title, columns, tuple(found))
+
+
+def max_notes(answers: Sequence[Answer], plan: Plan) -> Iterator[str]:
+    """Whether what is shown below is the run of that size."""
+    found = solved(answers)
+    if len({each.value for each in found}) > 1:
+        yield (
+            f"below is the run as it was asked for (B = {format_count(plan.batch)}, T = {format_count(plan.seq)}):"
+            " training and inference have different answers"
+        )
+
+
+def max_json(largest: Largest) -> MaxJSON:
+    """What was solved for as plain values."""
+    return {"what": largest.what, "value": largest.value, "binding": [kind for kind, _ in largest.binding]}
+
+
+def mode_notes(largest: Largest | None) -> Iterator[str]:
+    """What the answer of a mode does not say in numbers."""
+    if largest is None:
+        return
+    if largest.limit:
+        yield f"the limit of --max {largest.what} is not memory: {largest.limit}"
+    if largest.here is None and largest.beyond is not None:
+        yield _lacking(largest, largest.beyond)
+
+
 def fit_cells(answer: Answer | None) -> dict[str, Value]:
     """The answer as cells of a record."""
     found: dict[str, Value] = {}
@@ -214,4 +338,7 @@ def fit_cells(answer: Answer | None) -> dict[str, Value]:
             found[name] = fit.room.name if name == "gpu" else fit.room.capacity
             found |= {f"{name}_verdict": fit.verdict, f"{name}_margin_low": fit.margin.low}
             found[f"{name}_margin_high"] = fit.margin.high
+    if answer is not None and answer.largest is not None:
+        own = answer.largest
+        found |= {"max": own.what, "max_value": own.value, "max_binding": " ".join(kind for kind, _ in own.binding)}
     return found

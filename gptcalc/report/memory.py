@@ -18,7 +18,17 @@ from gptcalc.optimizers import OPTIMIZERS
 from gptcalc.plan import Plan
 from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
-from gptcalc.report.fits import fit_tables, headline, room_notes, uncertainty
+from gptcalc.report.fits import (
+    bindings,
+    fit_tables,
+    headline,
+    max_headline,
+    max_notes,
+    max_tables,
+    room_notes,
+    solved,
+    uncertainty,
+)
 from gptcalc.report.fits import rooms as rooms_of
 from gptcalc.report.memory_data import (
     NOT_IN_IT,
@@ -81,21 +91,28 @@ _PHASES = (
 class View(NamedTuple):
     """How much is shown: `explain` adds why each line is there, `timeline` draws the steps.
 
-    `defaulted` are the settings that nobody gave.
+    `defaulted` are the settings that nobody gave; `checks` are commands that ask for what was solved for.
     """
 
     depth: int = 1
     defaulted: tuple[str, ...] = ()
     explain: bool = False
     timeline: bool = False
+    checks: tuple[str, ...] = ()
 
 
 def memory_document(model: Resolved, memory: Memory, view: View, answers: Sequence[Answer] = ()) -> Document:
     """The answer, where something was asked, and a section for each mode."""
     return Document(
-        title=headline(_name(model), answers) if answers else _title(model, memory),
-        heading=(*_heading(model, memory, view.defaulted, answers), *uncertainty(answers)),
+        title=_answer(_name(model), answers) if answers else _title(model, memory),
+        heading=(
+            *_heading(model, memory, view.defaulted, answers),
+            *bindings(answers),
+            *max_notes(answers, memory.plan),
+            *uncertainty(answers),
+        ),
         tables=(
+            *max_tables(answers),
             *fit_tables(answers),
             *(table for mode in memory.modes for table in _section(mode, memory, view, titled=bool(answers))),
         ),
@@ -107,6 +124,10 @@ def memory_document(model: Resolved, memory: Memory, view: View, answers: Sequen
 
 def _name(model: Resolved) -> str:
     return f"{model.title}, changed" if model.changed else model.title
+
+
+def _answer(name: str, answers: Sequence[Answer]) -> str:
+    return max_headline(name, answers) if solved(answers) else headline(name, answers)
 
 
 def _title(model: Resolved, memory: Memory) -> str:
@@ -347,10 +368,11 @@ def _notes(model: Resolved, memory: Memory, view: View, answers: Sequence[Answer
         yield f"Note: {note}"
     yield WORDS
     yield NOT_IN_IT
+    checks = [f"{command} checks it" for command in view.checks]
     ways = [] if view.timeline else ["--timeline draws the step"]
     ways += [] if view.depth == 3 else ["--depth 3 lists every tensor alive at the peak"]
     ways += [] if view.explain else ["--explain says why each line is there"]
-    if found := [*_remedies(memory), *ways]:
+    if found := [*checks, *_remedies(memory), *ways]:
         yield f"Next: {', '.join(found)}."
 
 

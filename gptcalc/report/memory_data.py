@@ -15,7 +15,7 @@ from gptcalc.plan import Plan
 from gptcalc.report.claims import JudgementJSON
 from gptcalc.report.count_data import heading_notes, model_json
 from gptcalc.report.document import Column, Table, Value
-from gptcalc.report.fits import FitJSON, RangeJSON, fit_cells, fit_json
+from gptcalc.report.fits import FitJSON, MaxJSON, RangeJSON, fit_cells, fit_json, max_json, max_notes, mode_notes
 from gptcalc.units import format_count
 
 #: Micro-batches that do the same and are listed all the same.
@@ -90,7 +90,8 @@ class ModeJSON(TypedDict):
 
     `phases` has every micro-batch of a step (`forward#1`, `backward#1`, …), `timeline` the first two: the others do
     what the second does. Of more than 65, `phases` too has the first two alone, and a note says so. `device_range` is
-    what nvidia-smi may show; `fit` and `budget` are there where a device or a budget was named.
+    what nvidia-smi may show; `fit` and `budget` are there where a device or a budget was named, `max` where the largest
+    that fits was asked for.
     """
 
     totals: TotalsJSON
@@ -104,6 +105,7 @@ class ModeJSON(TypedDict):
     attention: AttentionJSON
     fit: NotRequired[FitJSON]
     budget: NotRequired[FitJSON]
+    max: NotRequired[MaxJSON]
     notes: list[str]
 
 
@@ -221,7 +223,10 @@ def memory_json(
             own["fit"] = fit_json(asked.gpu, memory.plan)
         if asked.budget is not None:
             own["budget"] = fit_json(asked.budget, memory.plan)
-    answer["notes"] += [*beyond_context(model, memory.plan), NOT_IN_IT]
+        if asked.largest is not None:
+            own["max"] = max_json(asked.largest)
+            own["notes"] += mode_notes(asked.largest)
+    answer["notes"] += [*max_notes(answers, memory.plan), *beyond_context(model, memory.plan), NOT_IN_IT]
     return answer
 
 
