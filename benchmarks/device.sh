@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that a GPU is wanted for, in one go, what matters most first: the tests marked gpu; the memory of some fifty
-# runs against what is predicted for them; agreement with other stopwatches, the headline set, and the sweep of widths
+# runs against what is predicted for them; whether the largest batches that are said to fit run; agreement with other stopwatches, the headline set, and the sweep of widths
 # and rows twice, with how often the second run lies in the first one's interval.
 #
 #   benchmarks/device.sh FOLDER [SECONDS [GRID_SECONDS]]
 #
-# SECONDS for each sweep (default 60), GRID_SECONDS for the grid of memory (default 240): meant for ten minutes in all.
+# SECONDS for each sweep (default 60), GRID_SECONDS for the grid of memory (default 240), $FITS for the largest batches
+# (default 180): meant for ten minutes each half.
 # Profiles, records and what was printed go to FOLDER, and everything together to $PACK (FOLDER.tgz) after each part. A
 # sweep that was stopped goes on when it is run with the same FOLDER again; SKIP=memory or SKIP=bench leaves a half out.
 set -uo pipefail
@@ -22,9 +23,12 @@ sweep=('embedding.*' 'layernorm.*' 'rmsnorm.*' 'gpt_embedding.*' --rows "${ROWS:
 pack() { tar -czf "${PACK:-$out.tgz}" -C "$(dirname "$out")" "$(basename "$out")"; }
 
 memory() {
-    timeout 180 python3 -m pytest -m gpu tests/witness/test_cuda.py tests/modules --continue-on-collection-errors -q -p no:cacheprovider 2>&1 | tee "$out/pytest-memory.txt" | tail -n 12
+    timeout 180 python3 -m pytest -m gpu tests/witness/test_cuda.py tests/witness/test_cuda_fits.py tests/ledger/test_local.py tests/modules --continue-on-collection-errors -q -p no:cacheprovider 2>&1 | tee "$out/pytest-memory.txt" | tail -n 12
     pack
     python3 benchmarks/cuda_grid.py "$out/memory/grid.json" "$grid" --workers "${WORKERS:-4}" 2>&1 | tee "$out/memory.txt"
+    pack
+    python3 -m gptcalc gpus show local 2>&1 | tee "$out/local.txt"
+    python3 benchmarks/cuda_fits.py "$out/memory/fits.json" "${FITS:-180}" 2>&1 | tee "$out/fits.txt"
     pack
     python3 -m gptcalc check gpt2 --witness cuda --batch 8 2>&1 | tee "$out/check.txt"
     python3 -m gptcalc memory gpt2 --batch 8 > "$out/predicted.txt" 2>&1
