@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from gptcalc.api import count as count
     from gptcalc.api import design as design
     from gptcalc.api import explain as explain
+    from gptcalc.api import fit as fit
     from gptcalc.api import memory as memory
     from gptcalc.errors import GptcalcError as GptcalcError
 
 __version__ = "0.1.0"
-__all__ = ["GptcalcError", "__version__", "check", "compare", "count", "design", "explain", "memory"]
+__all__ = ["GptcalcError", "__version__", "check", "compare", "count", "design", "explain", "fit", "memory"]
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gptcalc.ledger.design import Designs, Shape
     from gptcalc.ledger.embedding import EmbeddingStage
     from gptcalc.ledger.explain import Snapshot
+    from gptcalc.ledger.grid import Grid, Progress
     from gptcalc.ledger.memory import Memory, Mode
     from gptcalc.ledger.request import Request
     from gptcalc.ledger.versus import Both
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gptcalc.report.compare import CompareJSON
     from gptcalc.report.design import DesignJSON
     from gptcalc.report.explain import ExplainJSON, Predicted
+    from gptcalc.report.grid import Asking, GridJSON
     from gptcalc.report.memory_data import MemoryJSON
     from gptcalc.report.versus import Side, VersusJSON
 
@@ -298,6 +300,55 @@ class Comparison(NamedTuple):
         return render_html(self.document())
 
 
+class Fitting(NamedTuple):
+    """What is asked of `fit` beside models and settings: GPUs (none: the common ones), what is solved for, the order.
+
+    `family` and `search` choose among the presets where no model is named.
+    """
+
+    gpus: tuple[object, ...] = ()
+    max: object = "batch"
+    sort: object = None
+    family: str | None = None
+    search: str | None = None
+
+
+class Fits(NamedTuple):
+    """Grids of models and GPUs, each cell the largest batch or sequence that fits, and every form of the report."""
+
+    grids: "tuple[Grid, ...]"
+    asking: "Asking"
+    command: str = ""
+
+    def __repr__(self) -> str:
+        """What fits; everything else is in the grids."""
+        rows = [row for grid in self.grids for row in grid.rows]
+        return f"Fits({sum(row.fits for row in rows)} of {len(rows)})"
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything does."""
+        return any(grid.fits for grid in self.grids)
+
+    def to_dict(self) -> "GridJSON":
+        """What `gptcalc fit --format json` prints."""
+        from gptcalc.report.grid import grid_json
+
+        return grid_json(self.grids, self.asking, self.command)
+
+    def document(self) -> Document:
+        """The report before it has a format."""
+        from gptcalc.report.grid import grid_document
+
+        return grid_document(self.grids, self.asking)
+
+    def _repr_html_(self) -> str:
+        """Tables for a notebook."""
+        from gptcalc.report.plain import render_html
+
+        return render_html(self.document())
+
+
 class Design(NamedTuple):
     """Shapes near a number of parameters, the best first, and every form of the report."""
 
@@ -351,6 +402,8 @@ __all__ = [
     "design_of",
     "explain",
     "explain_by",
+    "fit",
+    "fit_of",
     "memory",
     "memory_of",
 ]
@@ -719,3 +772,76 @@ def design_of(  # noqa: PLR0913  a wish is an argument
         what=spelled("params"),
     )
     return Design(engine.design(wish))
+
+
+def fit(
+    *models: Model | tuple[Model, Mapping[str, object]],
+    gpu: object = None,
+    max: str = "batch",  # noqa: A002  what the option is called
+    sort: str | None = None,
+    family: str | None = None,
+    search: str | None = None,
+    **settings: object,
+) -> Fits:
+    """Find the largest batch, or with `max="seq"` the longest sequence, of each model on each GPU in each way.
+
+    `gpu` is a name, a size (`"24GiB"`), a vendor, `"all"`, or a list of such; without it the rows are the common ones.
+    A `gpu` without models asks for all presets, or those of a `family` or with the words of `search`. `settings` are
+    those of `gptcalc.memory`. Raises `GptcalcError` on a bad request.
+    """
+    from gptcalc.ledger.request import Request
+
+    pairs = [each if isinstance(each, tuple) else (each, {}) for each in models]
+    names = () if gpu is None else tuple(gpu) if isinstance(gpu, list | tuple) else (gpu,)
+    given = {name: value for name, value in settings.items() if value is not None}
+    named = {"gpu": gpu, "max": max, "sort": sort, "family": family, "search": search, **given}
+    defaults: dict[str, object] = {"max": "batch"}
+    arguments = [
+        *map(repr, models),
+        *(f"{name}={value!r}" for name, value in named.items() if value != defaults.get(name)),
+    ]
+    found = fit_of(pairs, Request(settings=given), Fitting(names, max, sort, family, search))
+    return found._replace(command=f"gptcalc.fit({', '.join(arguments)})")
+
+
+def fit_of(
+    models: Sequence[tuple[Model, Mapping[str, object]]],
+    plan: "Request",
+    fitting: Fitting,
+    *,
+    spelled: Callable[[str], str] = str,
+    told: "Progress | None" = None,
+) -> Fits:
+    """`fit` with each model's overrides in a mapping, and the settings as a plan file holds them.
+
+    `told` hears how far it is.
+    """
+    from gptcalc import catalog
+    from gptcalc.gpus import gpus
+    from gptcalc.ledger import grid as engine
+    from gptcalc.ledger.asked import with_dropout
+    from gptcalc.ledger.fit import rooms
+    from gptcalc.report.grid import Asking
+
+    what = engine.read_what(fitting.max, spelled("max"))
+    wish, spelled = engine.wish(what, plan), plan.spelled(spelled)
+    where = rooms(fitting.gpus or ("common",), spelled("gpu"))
+    chosen = fitting.family is not None or fitting.search is not None
+    if models and chosen:
+        raise InvalidValueError(
+            f"fit: read {spelled('family' if fitting.family is not None else 'search')} with a MODEL; allowed: one of"
+            " them"
+        )
+    by_gpu = bool(models) or plan.model is not None or not fitting.gpus
+    if not models and not chosen and by_gpu:
+        models = [(plan.model, plan.overrides)]
+    elif not models:
+        models = [(preset.name, {}) for preset in catalog.search_presets(fitting.family, fitting.search)]
+    found = [resolve(model, with_dropout(overrides, wish.asked, spelled)) for model, overrides in models]
+    order = engine.read_sort(fitting.sort, "model" if by_gpu else "gpu", engine.ways(wish.asked), spelled("sort"))
+    if by_gpu:
+        grids = [engine.by_gpu(model, where, wish, spelled=spelled) for model in found]
+    else:
+        grids = [engine.by_model(room, found, wish, told=told, spelled=spelled) for room in where]
+    grids = [engine.sort(grid, order) for grid in grids]
+    return Fits(tuple(grids), Asking(wish.asked, 0 if fitting.gpus else len(gpus()) - len(where)))

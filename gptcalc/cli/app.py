@@ -19,7 +19,20 @@ from gptcalc.cli.usage import USAGE_ERROR
 from gptcalc.errors import GptcalcError
 
 #: Every command, in the order of `--help`; each is `gptcalc/cli/NAME.py`.
-COMMANDS = ("count", "memory", "explain", "compare", "design", "check", "bench", "presets", "gpus", "claims", "schema")
+COMMANDS = (
+    "count",
+    "memory",
+    "fit",
+    "explain",
+    "compare",
+    "design",
+    "check",
+    "bench",
+    "presets",
+    "gpus",
+    "claims",
+    "schema",
+)
 
 #: Exit codes: a disagreement or a model that does not fit is 1, a wrong request 2.
 WRONG_REQUEST = 2

@@ -13,6 +13,7 @@ from gptcalc.report.count_data import CountJSON
 from gptcalc.report.design import DesignJSON
 from gptcalc.report.explain import ExplainJSON
 from gptcalc.report.gpus import GpuJSON, GpusJSON, LocalJSON
+from gptcalc.report.grid import GridJSON
 from gptcalc.report.memory_data import MemoryJSON
 from gptcalc.report.presets import PresetJSON, PresetsJSON
 from gptcalc.report.versus import VersusJSON
@@ -22,6 +23,7 @@ SCHEMAS: dict[str, Any] = {
     "count": CountJSON,
     "memory": MemoryJSON,
     "memory-versus": VersusJSON,
+    "fit": GridJSON,
     "explain": ExplainJSON,
     "compare": CompareJSON,
     "design": DesignJSON,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, gptcalc
 
-COMMANDS = ("count", "explain", "compare", "design", "check", "bench", "presets", "gpus", "claims", "schema")
+COMMANDS = ("count", "fit", "explain", "compare", "design", "check", "bench", "presets", "gpus", "claims", "schema")
 IMPORTS = """
 import sys
 from gptcalc.cli.app import run
@@ -68,6 +68,7 @@ def test_torch_without_numpy_is_no_news() -> None:
         (["count", "gpt3-175b", "--format", "markdown", "--depth", "3"], []),
         (["compare", "gpt2", "gpt2-xl"], ["rich"]),
         (["compare", "gpt2", "gpt2-xl", "--memory", "--format", "json"], []),
+        (["fit", "gpt2", "--gpu", "1GiB", "--mode", "inference", "--format", "csv"], []),
         (["design", "--params", "350M"], ["rich"]),
         (["design", "--params", "350M", "--format", "json"], []),
         (["presets", "--format", "json"], []),
