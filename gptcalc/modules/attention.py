@@ -176,7 +176,10 @@ class MultiHeadAttention(Itemised):
             sinks=self.sinks,
         )
         joined = joined.transpose(1, 2)
-        output: Tensor = self.child(self.out_name)(_gated(joined.flatten(2), gate))
+        project = self.child(self.out_name)
+        # One head's values may be cut out of a wider kernel's: `linear` adds a bias in its kernel to dense rows alone.
+        flat = joined.flatten(2) if project.bias is None or project.transposed else joined.flatten(2).contiguous()
+        output: Tensor = project(_gated(flat, gate))
         return ops.dropout(output, self.residual_dropout, self.training)
 
     def _backend(self, asked: str) -> str:

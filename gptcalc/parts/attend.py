@@ -461,11 +461,15 @@ def read_cache(  # noqa: PLR0913, PLR0917  a step's own beside what is kept
     return found[0], found[1]
 
 
-def side_by_side(rows: Rows, joined: Tensor, dims: Product) -> Tensor:
-    """The weighted values as the projection reads them, (B·T, N·H): copied, or viewed where that is possible."""
+def side_by_side(rows: Rows, joined: Tensor, dims: Product, *, dense: bool = False) -> Tensor:
+    """The weighted values as the projection reads them, (B·T, N·H): copied, or viewed where that is possible.
+
+    `dense` asks that rows follow each other too, which one head's do not that a kernel has computed wider than it is.
+    """
     if joined.dims == dims:
         return joined
-    if tape.joins(joined, *dims[:2]) and tape.joins(joined, *dims[2:]):
+    joins = tape.is_dense(joined, *dims) if dense else all(tape.joins(joined, *axes) for axes in (dims[:2], dims[2:]))
+    if joins:
         return rows(tape.view(joined, "weighted values side by side", *dims))
     return rows(tape.clone(joined, "weighted values side by side", *dims))
 

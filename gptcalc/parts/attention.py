@@ -136,7 +136,8 @@ class MultiHeadAttention(Weighted):
         if setting.cached is not None:
             key, value = attend.read_cache(self, setting, rows, key, value, query)
         joined = attend.core(self, setting, rows, attend.Given(query, key, value))
-        flat = attend.side_by_side(rows, joined, query.dims)
+        # A bias is added in the kernel of the product to dense rows alone; stored transposed, it is to any.
+        flat = attend.side_by_side(rows, joined, query.dims, dense=self.out_bias and not self.transposed)
         if gate is not None:
             flat = self._gated(rows, flat, joined, gate)
         out = self._layer(setting, rows, self.out_name, flat, tape.made(x, "attention output"), bias=self.out_bias)

@@ -48,16 +48,10 @@ def is_torchs_step(spec: Spec, plan: Plan) -> bool:
 
 @st.composite
 def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
-    """A toy model, its heads of odd size where nothing rotates them, with either backend in any precision.
-
-    Heads of one feature are projected without a bias: `linear` of a value that is not contiguous adds it in place, but
-    on meta out of place.
-    """
+    """A toy model, its heads of odd size where nothing rotates them, with either backend in any precision."""
     config, own = draw(toy_configs())
     if own["positions"] != "rotary":
         own["d_head"] = draw(st.integers(1, 9))
-    if own["d_head"] == 1:
-        own["out_bias"] = False
     for field in ("attention_dropout", "residual_dropout"):
         own[field] = draw(st.sampled_from([0.0, 0.1]))
     precision = draw(st.sampled_from(["fp32", "bf16", "fp16"]))
@@ -90,6 +84,20 @@ def test_axes_of_one_element_spare_copies(
     name, own = FORMS[form]
     spec = resolve(name, SIZES | own | {"n_heads": heads[0], "n_kv_heads": heads[1]}).spec
     assert is_torchs_step(spec, PLAN.model_copy(update={"batch": sizes[0], "seq": sizes[1], "attention": backend}))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("seq", [1, 5])
+def test_the_rows_of_a_head_that_flash_computes_wider_are_copied_for_a_bias(
+    form: str, checkpointing: str, seq: int
+) -> None:
+    """One head of 6 features lies 8 apart: a bias is added in the kernel of the product to dense rows alone."""
+    name, own = FORMS[form]
+    spec = resolve(name, SIZES | own | {"n_heads": 1, "n_kv_heads": 1}).spec
+    assert is_torchs_step(
+        spec, PLAN.model_copy(update={"attention": "flash", "checkpointing": checkpointing, "seq": seq})
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
