@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Output goes into a pipe, which has no width: workers are told one."""
+    """Output goes into a pipe, which has no width: workers are told one.
+
+    Toys are too small to share: torch's threads would wait for each other, on the cores that other workers need.
+    """
     os.environ.pop("COLUMNS", None)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
