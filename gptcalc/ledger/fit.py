@@ -88,6 +88,11 @@ def needed(totals: Figures, room: Room) -> Range:
     return Range(totals.allocated + CONTEXT[0], totals.reserved + CONTEXT[1])
 
 
+def most_reserved(room: Room) -> int:
+    """What torch's allocator may hold at most of a run that fits."""
+    return room.usable.low - (0 if room.budgeted else CONTEXT[1])
+
+
 def fit(totals: Figures, room: Room) -> Fit:
     """A run with these figures in that room."""
     return Fit(room, needed(totals, room))

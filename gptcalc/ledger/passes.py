@@ -21,6 +21,7 @@ from gptcalc.spec import Spec
 from gptcalc.tape.record import Buffered, Home, Recorder
 from gptcalc.tape.replay import Group
 from gptcalc.tape.rows import Checkpoint, Op, Rows, Setting, Tensor, cut, leave, ops_of, result, under
+from gptcalc.tape.unknown import computed
 
 #: Layers of a group that are recorded.
 RECORDED = 3
@@ -89,7 +90,7 @@ def setting(spec: Spec, plan: Plan, seq: int, *, training: bool, worst: bool = F
         width=Dim("D", spec.d_model),
         n_vocab=Dim("V", spec.n_vocab),
         n_ctx=Dim("C", spec.n_ctx),
-        unique=Dim("U", min(rows, spec.n_vocab)),
+        unique=Dim("U", computed(min, rows, spec.n_vocab)),
         dtype=plan.dtype,
         autocast=plan.autocast,
         batch=Dim("B", plan.batch),

@@ -12,6 +12,7 @@ from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.formula import Dim, product_size
 from gptcalc.tape.backward import ROWS_PER_PARTIAL, SORTED_ABOVE
 from gptcalc.tape.rows import Op, Tensor, heads_first
+from gptcalc.tape.unknown import computed
 from gptcalc.units import KIB, MIB, ceil_div
 
 Version = tuple[int, int]
@@ -202,11 +203,10 @@ def _not_efficient(heads: Heads, chip: Chip, torch: Version) -> str:
 class CudaKernels:
     """What CUDA's kernels take for themselves on a device, in a release of torch."""
 
-    def __init__(self, chip: Chip, torch: Version) -> None:
-        """By generation and release."""
+    def __init__(self, chip: Chip, torch: Version, workspace: int | None = None) -> None:
+        """By generation and release; the size of cuBLAS's workspace too, where it is not given."""
         self.chip, self.torch = chip, torch
-        large = LARGE_SINCE[max(version for version in LARGE_SINCE if version <= torch)](chip.capability)
-        self._workspace = _workspace("cuBLAS workspace", LARGE_WORKSPACE if large else WORKSPACE)
+        self._workspace = _workspace("cuBLAS workspace", workspace or workspace_size(chip, torch))
         self._lt_workspace = _workspace("cuBLASLt workspace", LT_WORKSPACE)
 
     def multiplies(self, op: Op) -> bool:
@@ -235,6 +235,12 @@ class CudaKernels:
         return Dim("⌈H⌉", 256 if padded == 224 and self.torch >= NO_HEADS_OF_224_SINCE else padded)
 
 
+def workspace_size(chip: Chip, torch: Version) -> int:
+    """Bytes of the workspace that cuBLAS takes."""
+    large = LARGE_SINCE[max(version for version in LARGE_SINCE if version <= torch)](chip.capability)
+    return LARGE_WORKSPACE if large else WORKSPACE
+
+
 def _workspace(label: str, size: int) -> Tensor:
     return Tensor(label, (Dim(f"{size:,}", size),), "uint8")
 
@@ -248,7 +254,7 @@ def _embedding_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:  # n
     n_ids = product_size(ids.dims)
     if n_ids <= SORTED_ABOVE:
         return ()
-    width, segments = table.dims[-1], Dim("min(M,V)", min(n_ids, table.dims[0].size))
+    width, segments = table.dims[-1], Dim("min(M,V)", computed(min, n_ids, table.dims[0].size))
     partial = Dim("P", n_ids // ROWS_PER_PARTIAL + segments.size)
     return (
         *(Tensor(label, ids.dims, "int64") for label in ("sorted IDs", "order of the IDs", "ranges of equal IDs")),
@@ -272,7 +278,7 @@ def _flash_forward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
         seq, heads = Dim("N/K", heads.size // shared.size), shared
     per_block = 256 if size.size <= 64 else 128 if size.size <= 128 else 64
     blocks = batch.size * heads.size * ceil_div(seq.size, 64)
-    n_splits = splits(blocks, device.chip.n_sms * 2, ceil_div(keys.size, per_block))
+    n_splits = computed(splits, blocks, device.chip.n_sms * 2, ceil_div(keys.size, per_block))
     if n_splits == 1:
         return ()
     parts = Dim("splits", n_splits)
@@ -329,7 +335,7 @@ def _layer_norm_backward(op: Op, device: CudaKernels) -> tuple[Tensor, ...]:
     rows, width = product_size(x.dims[:-1]), x.dims[-1]
     if rows <= 65536 or width.size / 32 >= device.chip.n_sms / 2:
         return ()
-    blocks = Dim("⌈M/32⌉", min(ceil_div(rows, 32), 32768 // ceil_div(width.size, 32)))
+    blocks = Dim("⌈M/32⌉", computed(min, ceil_div(rows, 32), 32768 // ceil_div(width.size, 32)))
     labels = [f"partial sums of the {access.tensor.label}" for access in op.writes[1:]]
     return tuple(Tensor(label, (blocks, width), x.dtype) for label in labels)
 

@@ -6,8 +6,8 @@ What the allocator hands out depends on all that came before: that needs the who
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from itertools import groupby, islice, product
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, groupby, islice, product
 from typing import NamedTuple
 
 from gptcalc.allocator import Allocator, Block, Figures, round_size
@@ -271,29 +271,96 @@ def _until(recording: Recording, place: Place) -> Iterator[tuple[Run, int, int]]
             yield next(runs), place.repetition, place.event
 
 
+class Script(NamedTuple):
+    """A recording unrolled over all layers, a step for each storage that comes or goes.
+
+    Which storage that is says its address, beside the step, which is the place of its bytes in `sizes`, or where it
+    goes the place's complement (`~place`). A stage is some `pieces` in a row; `ends` are the numbers of those after it.
+    """
+
+    pieces: tuple[tuple[list[int], list[int]], ...]
+    ends: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+#: Steps of a piece, about: after each it is seen whether too much is held.
+STEPS_PER_PIECE = 200
+
+
+def script(recording: Recording) -> Script:
+    """Unroll a recording."""
+    places: dict[int | str, int] = {}
+    sizes: list[int] = []
+    known: dict[int, list[Request]] = {}
+    pieces: list[tuple[list[int], list[int]]] = []
+    ends = []
+
+    def place_of(size: int) -> int:
+        key = size if type(size) is int else str(size)
+        if key not in places:
+            places[key] = len(sizes)
+            sizes.append(size)
+        return places[key]
+
+    for stage in recording.record.stages:
+        pieces.append(([], []))
+        for run in recording.runs(stage):
+            if id(run.segment) not in known:
+                known[id(run.segment)] = [
+                    asked._replace(size=place if event.alloc else ~place)
+                    for event in run.events
+                    for place in [place_of(event.slot.bytes)]
+                    for asked in _of_event(recording, run.segment, event)
+                ]
+            steps = known[id(run.segment)]
+            for layer in run.layers:
+                for number in run.numbers:
+                    addresses, which = pieces[-1]
+                    addresses += [
+                        base + by_layer * layer + by_number * number for _, base, by_layer, by_number in steps
+                    ]
+                    which += [step for step, *_ in steps]
+                    if len(which) >= STEPS_PER_PIECE:
+                        pieces.append(([], []))
+        ends.append(len(pieces))
+    return Script(tuple(pieces), tuple(ends), tuple(sizes))
+
+
 def replay(recording: Recording, *, expandable: bool) -> tuple[tuple[Figures, Figures], ...]:
     """Each stage's peaks, and the figures at its end, as the allocator would have them."""
+    unrolled_over_layers = script(recording)
+    return tuple(stages(unrolled_over_layers, unrolled_over_layers.sizes, expandable=expandable))
+
+
+def stages(
+    script: Script, sizes: Sequence[int], *, expandable: bool, most: int | None = None
+) -> Iterator[tuple[Figures, Figures]]:
+    """Each stage's peaks, and the figures at its end, with these sizes, until more than `most` bytes are held."""
     allocator = Allocator(expandable=expandable)
     malloc, free = allocator.malloc, allocator.free
     blocks: dict[int, Block | None] = {}
     pop = blocks.pop
-    known: dict[int, list[Request]] = {}
-    found = []
-    for stage in recording.record.stages:
+    start = 0
+    for end in script.ends:
         allocator.reset_peak()
-        for run in recording.runs(stage):
-            if id(run.segment) not in known:
-                known[id(run.segment)] = list(requests(recording, run.segment))
-            steps = known[id(run.segment)]
-            for layer in run.layers:
-                for number in run.numbers:
-                    for size, base, by_layer, by_number in steps:
-                        if size:
-                            blocks[base + by_layer * layer + by_number * number] = malloc(size)
-                        else:
-                            free(pop(base + by_layer * layer + by_number * number))
-        found.append((allocator.peak(), allocator.current()))
-    return tuple(found)
+        for addresses, steps in script.pieces[start:end]:
+            for address, step in zip(addresses, steps, strict=True):
+                if step >= 0:
+                    blocks[address] = malloc(sizes[step])
+                else:
+                    free(pop(address))
+            if most is not None and allocator.reserved > most:
+                return
+        yield allocator.peak(), allocator.current()
+        start = end
+
+
+def most_rounded(script: Script, sizes: Sequence[int]) -> int:
+    """The most that is asked for at once, each request rounded: whatever blocks serve them hold no less."""
+    rounded = [round_size(size) for size in sizes]
+    table = [*rounded, *(-size for size in reversed(rounded))]
+    steps = chain.from_iterable(which for _, which in script.pieces)
+    return max(accumulate(map(table.__getitem__, steps)))
 
 
 class Request(NamedTuple):
