@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-1b": ("llama-3-8b", LLAMA_1B),
 }
 #: model, precision, attention, optimizer (or inference and which logits), batch×length; dropout, where it is not the
-#: model's own; `keep` the record. The most telling come first: time may run out.
+#: model's own; fields of the plan; `keep` the record. The most telling come first: time may run out.
 CASES = """
 small     bf16  auto       foreach          1×256
 small     bf16  auto       foreach          8×1024
@@ -63,6 +63,25 @@ llama-1b  bf16  flash      foreach          1×256           keep
 small     bf16  flash      foreach          1×256   0.0     keep
 small     fp16  efficient  sgd              1×256           keep
 llama-1b  bf16  auto       inference-last   1×256           keep
+small     autocast-bf16  auto  foreach       8×1024
+small     autocast-bf16  auto  foreach       1×256   keep
+small     bf16  auto       foreach          8×1024  checkpointing=full
+small     bf16  auto       foreach          8×1024  chunked_loss=8
+small     bf16  auto       foreach          4×1024  grad_accum=2 grad_clip=1.0
+small     bf16  auto       foreach          8×1024  master_weights=fp32 grad_clip=1.0
+small     bf16  auto       adafactor        8×1024
+small     bf16  auto       muon             8×1024
+small     bf16  auto       adamw8bit        8×1024
+small     autocast-fp16  auto  fused         8×1024  grad_clip=1.0
+medium    autocast-bf16  auto  foreach       8×1024  checkpointing=full chunked_loss=4
+llama-1b  autocast-bf16  flash foreach       4×1024  checkpointing=selective
+llama-1b  bf16  flash      foreach          4×1024  grad_dtype=fp32 master_weights=fp32 grad_accum=2
+llama-1b  bf16  flash      fused            4×1024  optimizer_in_backward=true checkpointing=full chunked_loss=8
+small     bf16  auto       amsgrad          8×1024  zero_grads=true
+small     bf16  math       foreach          4×1024  checkpointing=selective keep_outputs=true
+small     fp32  auto       muon             3×777   grad_clip=1.0
+medium    bf16  auto       adafactor        4×1024  optimizer_in_backward=true
+medium    autocast-bf16  eager fused         3×777   grad_accum=2 zero_grads=true
 small     fp16  auto       foreach          8×1024
 small     bf16  efficient  foreach          8×1024
 small     bf16  math       foreach          8×1024
@@ -111,6 +130,10 @@ UPDATES: dict[str, dict[str, Any]] = {
     "for-loop": {"optimizer": "adamw", "optimizer_impl": "for-loop"},
     "sgd": {"optimizer": "sgd"},
     "sgd-momentum": {"optimizer": "sgd", "momentum": 0.9},
+    "amsgrad": {"optimizer": "adam", "amsgrad": True},
+    "adafactor": {"optimizer": "adafactor"},
+    "muon": {"optimizer": "muon"},
+    "adamw8bit": {"optimizer": "adamw8bit", "optimizer_impl": "fused"},
     "inference-last": {"logits": "last"},
     "inference-all": {"logits": "all"},
 }
@@ -150,12 +173,23 @@ def grid() -> Iterator[Case]:
             continue
         model, precision, attention, update, size, *rest = line.split()
         batch, seq = (int(number) for number in size.split("×"))
-        keep = rest[-1:] == ["keep"]
-        dropout = float(rest[0]) if rest and rest[0] != "keep" else None
-        plan = {"batch": batch, "seq": seq, "precision": precision, "kv_dtype": precision, "attention": attention}
-        name = "-".join([model, precision, attention, update, f"{batch}x{seq}", *rest[: dropout is not None]])
+        own = dict(word.split("=") for word in rest if "=" in word)
+        dropout = next((float(word) for word in rest if word[0].isdecimal()), None)
+        kv_dtype = precision.removeprefix("autocast-")
+        plan = {"batch": batch, "seq": seq, "precision": precision, "kv_dtype": kv_dtype, "attention": attention}
+        said = [word for word in rest if word != "keep"]
+        name = "-".join([model, precision, attention, update, f"{batch}x{seq}", *said])
         mode: ModeName = "inference" if update.startswith("inference") else "training"
-        yield Case(name, model, plan | UPDATES[update], mode, dropout=dropout, keep=keep)
+        fields = plan | UPDATES[update] | {key: value_of(value) for key, value in own.items()}
+        yield Case(name, model, fields, mode, dropout=dropout, keep="keep" in rest)
+
+
+def value_of(text: str) -> object:
+    """A field's value: a number, true, or a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 # --- One case --------------------------------------------------------------------------------------------------------

@@ -543,6 +543,18 @@ def test_the_grid_is_as_wide_as_it_was_decided() -> None:
             rows = [row for row in table if row[axis] == value]
             for other in range(4):
                 assert other == axis or len({row[other] for row in rows}) >= 2, (value, other)
+    options = {
+        "precision": {"autocast-bf16", "autocast-fp16"},
+        "optimizer": {"adamw", "adam", "sgd", "adafactor", "muon", "adamw8bit"},
+        "checkpointing": {"full", "selective"},
+        "master_weights": {"fp32"},
+        "grad_dtype": {"fp32"},
+        **{key: {True} for key in ("amsgrad", "optimizer_in_backward", "zero_grads", "keep_outputs")},
+    }
+    for field, wanted in options.items():
+        assert wanted <= {case.plan.get(field) for case in cases}, field
+    for field in ("chunked_loss", "grad_accum", "grad_clip"):
+        assert any(case.plan.get(field) for case in cases), field
     implementations = Counter(case.plan.get("optimizer_impl") for case in cases)
     assert min(implementations[name] for name in ("foreach", "fused", "for-loop")) >= 3
     for case in cases:
