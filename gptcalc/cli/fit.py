@@ -61,7 +61,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    max_: Annotated[
+    what: Annotated[
         str,
         typer.Option(
             "--max", metavar="NAME", autocompletion=_complete_max, help="batch, seq: what each cell is the largest of."
@@ -90,7 +90,7 @@ def fit(
         found = api.fit_of(
             [parse_model(text) for text in models or ()],
             plan,
-            api.Fitting(tuple(gpus or ()), max_, sort, family, search),
+            api.Fitting(tuple(gpus or ()), what, sort, family, search),
             spelled=spelled,
             told=told,
         )

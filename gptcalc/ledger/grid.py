@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.ledger.asked import MODES, SETTINGS, Asked, Spelled, UselessError, settle
-from gptcalc.ledger.fit import Fit, Room, fit
+from gptcalc.ledger.fit import Fit, Room
 from gptcalc.ledger.memory import ModeName
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.published import need_class
@@ -73,7 +73,7 @@ class Planned(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A model in a way on a device: the largest `value` that fits, with its `plan` and `fit`, and that `beyond` it.
+    """A model in a way on a device: the largest `value` that fits, with its `plan` and `fit`.
 
     Where nothing fits, `value` is `None`, and plan and fit are of the least that can be asked. Where nothing is known,
     there are none, and `refused` says why. `asked` is what `ledger.asked` makes the plan of.
@@ -83,7 +83,6 @@ class Cell(NamedTuple):
     value: int | None = None
     plan: Plan | None = None
     fit: Fit | None = None
-    beyond: Fit | None = None
     refused: str = ""
     asked: Asked = MappingProxyType({})
 
@@ -274,15 +273,14 @@ def _cell(search: Search, model: Resolved, where: Room, planned: Planned, wish: 
     if where.target is not None and wish.asked.get("target") is None:
         plan = plan.model_copy(update={"target": where.target})
     try:
-        solved = search(model.spec, plan, way.mode, where, what)
-        found = solved.largest if solved.largest and solved.largest.number >= planned.least else None
-        number = found.number if found else planned.least
-        own, asked = plan.model_copy(update={what: number}), {**planned.asked, what: number}
-        if found is None:
-            return Cell(way, None, own, fit(search.totals(model.spec, own, way.mode), where), asked=asked)
-        return Cell(way, number, own, found.fit, solved.beyond and solved.beyond.fit, asked=asked)
+        solved = search(model.spec, plan, way.mode, where, what, least=planned.least, beyond=False)
     except InvalidValueError as error:
         return Cell(way, refused=str(error))
+    shown = solved.largest or solved.beyond
+    if shown is None:
+        return Cell(way, refused="not known")
+    own, asked = plan.model_copy(update={what: shown.number}), {**planned.asked, what: shown.number}
+    return Cell(way, solved.largest and shown.number, own, shown.fit, asked=asked)
 
 
 # --- Order -----------------------------------------------------------------------------------------------------------
