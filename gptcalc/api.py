@@ -5,6 +5,7 @@
 124439808
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from gptcalc.report.document import Document
 
 if TYPE_CHECKING:
     from gptcalc.ledger.answer import Answer
+    from gptcalc.ledger.changes import Suggestions
     from gptcalc.ledger.compare import Compared
     from gptcalc.ledger.design import Designs, Shape
     from gptcalc.ledger.embedding import EmbeddingStage
@@ -81,7 +83,7 @@ class MemoryReport(NamedTuple):
     """What is alive at the peak of each mode, or the embedding stage by itself, and every form of the report.
 
     `defaulted` are the settings that nobody gave; `command` is the request as it was made, `request` what it holds.
-    `answers` say of each mode whether it fits, where a device or a budget was named.
+    `answers` say of each mode whether it fits, where a device or a budget was named, `suggest()` what would make it.
     """
 
     model: Resolved
@@ -91,6 +93,7 @@ class MemoryReport(NamedTuple):
     command: str = ""
     request: "Request | None" = None
     answers: "tuple[Answer, ...]" = ()
+    suggest: "Callable[[], Suggestions] | None" = None
 
     def __repr__(self) -> str:
         """The model and what it takes at each peak; everything else is in the fields."""
@@ -108,6 +111,11 @@ class MemoryReport(NamedTuple):
     def fits(self) -> bool | None:
         """Whether every mode does for all that is known; `None` where no device and no budget was named."""
         return all(answer.does for answer in self.answers) if self.answers else None
+
+    @property
+    def changes(self) -> "Suggestions | None":
+        """What would make the run fit, found out when it is first asked; `None` where it does."""
+        return self.suggest() if self.suggest else None
 
     @property
     def training(self) -> "Mode":
@@ -141,7 +149,7 @@ class MemoryReport(NamedTuple):
         from gptcalc.report.memory_data import memory_json
 
         if isinstance(self.answer, Memory):
-            found = memory_json(self.model, self.answer, self.depth, self.command, self.answers)
+            found = memory_json(self.model, self.answer, self.depth, self.command, self.answers, changes=self.changes)
         else:
             found = embedding_json(self.model, self.answer, self.command)
         found["notes"] = [*self._said(), *found["notes"]]
@@ -181,7 +189,7 @@ class MemoryReport(NamedTuple):
 
         if isinstance(self.answer, Memory):
             view = View(self.depth, self.defaulted, explain, timeline, tuple(self._checks()))
-            found = memory_document(self.model, self.answer, view, self.answers)
+            found = memory_document(self.model, self.answer, view, self.answers, self.changes)
         else:
             found = embedding_document(self.model, self.answer, self.defaulted, explain=explain)
         return found._replace(heading=(*found.heading, *self._said()))
@@ -536,8 +544,11 @@ def memory_of(
         need_class(resolved)
     if modes:
         found = engine.memory(resolved.spec, plan, modes)
-        answers = _answers(found, asked, spelled) if has_questions(asked) else ()
-        return MemoryReport(resolved, found, depth, defaulted, request=request, answers=answers)
+        report = MemoryReport(resolved, found, depth, defaulted, request=request)
+        if not has_questions(asked):
+            return report
+        report = report._replace(answers=_answers(found, asked, spelled))
+        return report if report.fits else report._replace(suggest=_suggest(model, request.overrides, asked))
     if depth != 1:
         raise InvalidValueError(
             f"memory: read {spelled('depth')} {depth} with {spelled('scope')} embedding; allowed: one of them"
@@ -578,6 +589,14 @@ def _solved(
     memory = engine.memory(resolved.spec, settled.plan, settled.modes)
     answers = tuple(answer(mode, asks.rooms, own) for mode, own in zip(memory.modes, largest, strict=True))
     return MemoryReport(resolved, memory, defaulted=settled.defaulted, answers=answers)
+
+
+def _suggest(model: Model, overrides: Mapping[str, object], asked: Mapping[str, object]) -> "Callable[[], Suggestions]":
+    """What would make a request fit where it was asked to: a search, made once, when somebody wants to know."""
+    from gptcalc.ledger.answer import questions
+    from gptcalc.ledger.changes import suggest
+
+    return functools.cache(lambda: suggest(model, overrides, asked, questions(asked).rooms))
 
 
 def explain(  # noqa: PLR0913  a choice is an argument

@@ -66,7 +66,6 @@ class FitJSON(TypedDict):
     verdict: str
     fits: bool
     notes: list[str]
-    changes: list[dict[str, object]]
 
 
 def fit_json(fit: Fit, plan: Plan) -> FitJSON:
@@ -84,7 +83,6 @@ def fit_json(fit: Fit, plan: Plan) -> FitJSON:
         "verdict": fit.verdict,
         "fits": fit.fits,
         "notes": [*room_notes(room, plan)],
-        "changes": [],
     }
 
 

@@ -9,6 +9,7 @@ from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held, Kind
 from gptcalc.ledger.answer import Answer
+from gptcalc.ledger.changes import Suggestions
 from gptcalc.ledger.components import COMPONENTS, component_label
 from gptcalc.ledger.memory import Memory, Mode, ModeName, Phase
 from gptcalc.ledger.parameters import parameters
@@ -16,6 +17,7 @@ from gptcalc.ledger.published import words
 from gptcalc.ledger.reasons import op_words
 from gptcalc.optimizers import OPTIMIZERS
 from gptcalc.plan import Plan
+from gptcalc.report.changes import changes_notes, changes_tables
 from gptcalc.report.count import heading as model_heading
 from gptcalc.report.document import Column, Document, Drawing, Table, Value
 from gptcalc.report.fits import (
@@ -101,8 +103,14 @@ class View(NamedTuple):
     checks: tuple[str, ...] = ()
 
 
-def memory_document(model: Resolved, memory: Memory, view: View, answers: Sequence[Answer] = ()) -> Document:
-    """The answer, where something was asked, and a section for each mode."""
+def memory_document(
+    model: Resolved,
+    memory: Memory,
+    view: View,
+    answers: Sequence[Answer] = (),
+    changes: Suggestions | None = None,
+) -> Document:
+    """The answer, where something was asked, what would change it, and a section for each mode."""
     return Document(
         title=_answer(_name(model), answers) if answers else _title(model, memory),
         heading=(
@@ -114,9 +122,13 @@ def memory_document(model: Resolved, memory: Memory, view: View, answers: Sequen
         tables=(
             *max_tables(answers),
             *fit_tables(answers),
+            *(changes_tables(changes) if changes else ()),
             *(table for mode in memory.modes for table in _section(mode, memory, view, titled=bool(answers))),
         ),
-        notes=tuple(_notes(model, memory, view, answers)),
+        notes=(
+            *(changes_notes(changes, list(rooms_of(answers))) if changes else ()),
+            *_notes(model, memory, view, answers),
+        ),
         data=lambda: memory_table(memory, view.depth, answers),
         drawings=tuple(_drawing(mode) for mode in memory.modes if view.timeline and mode.timeline),
     )

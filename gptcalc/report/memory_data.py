@@ -10,8 +10,10 @@ from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held
 from gptcalc.ledger.answer import Answer
+from gptcalc.ledger.changes import Suggestions
 from gptcalc.ledger.memory import Memory, Mode, Phase, every_phase
 from gptcalc.plan import Plan
+from gptcalc.report.changes import ChangesJSON, changes_json
 from gptcalc.report.claims import JudgementJSON
 from gptcalc.report.count_data import heading_notes, model_json
 from gptcalc.report.document import Column, Table, Value
@@ -175,7 +177,10 @@ class EmbeddingJSON(TypedDict):
 
 
 class MemoryJSON(TypedDict):
-    """What `gptcalc memory --format json` prints: a key for each mode asked for, or for the embedding stage."""
+    """What `gptcalc memory --format json` prints: a key for each mode asked for, or for the embedding stage.
+
+    `changes` is there where a run does not fit what was named.
+    """
 
     schema: str
     command: str
@@ -184,6 +189,7 @@ class MemoryJSON(TypedDict):
     training: NotRequired[ModeJSON]
     inference: NotRequired[ModeJSON]
     embedding: NotRequired[EmbeddingJSON]
+    changes: NotRequired[ChangesJSON]
     notes: list[str]
 
 
@@ -210,8 +216,14 @@ def _together(group: list[Held]) -> Held:
     )
 
 
-def memory_json(
-    model: Resolved, memory: Memory, depth: int, command: str = "", answers: Sequence[Answer] = ()
+def memory_json(  # noqa: PLR0913  what is printed
+    model: Resolved,
+    memory: Memory,
+    depth: int,
+    command: str = "",
+    answers: Sequence[Answer] = (),
+    *,
+    changes: Suggestions | None = None,
 ) -> MemoryJSON:
     """The ledger as a dictionary of plain values; integers stay integers."""
     answer = plan_json(model, memory.plan, command)
@@ -226,6 +238,8 @@ def memory_json(
         if asked.largest is not None:
             own["max"] = max_json(asked.largest)
             own["notes"] += mode_notes(asked.largest)
+    if changes is not None:
+        answer["changes"] = changes_json(changes)
     answer["notes"] += [*max_notes(answers, memory.plan), *beyond_context(model, memory.plan), NOT_IN_IT]
     return answer
 
