@@ -135,7 +135,7 @@ def _hint(course: Course, limit: int, seen: Sequence[_Seen], allowed: tuple[int,
             if course.at_least(start) > limit and course.at_least(fewest) > limit:
                 return fewest
             near = _where(course, limit, min(start, most), allowed)
-            anchor = max(1 << near.bit_length() - 1, fewest)
+            anchor = max(1 << (near.bit_length() - 1) // 2 * 2, fewest)
             seen = [_Seen(anchor, course(anchor).reserved)]
         number, held = seen[-1]
         return _where(course, limit * course.at_least(number) // held, number, allowed)
