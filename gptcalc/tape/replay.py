@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from gptcalc.allocator import Allocator, Block, Figures, round_size
 from gptcalc.tape.record import Event, Recorder, Segment, Slot, Stage
+from gptcalc.tape.unknown import identity
 
 
 class Group(NamedTuple):
@@ -289,38 +290,39 @@ STEPS_PER_PIECE = 200
 
 def script(recording: Recording) -> Script:
     """Unroll a recording."""
-    places: dict[int | str, int] = {}
+    places: dict[object, int] = {}
     sizes: list[int] = []
-    known: dict[int, list[Request]] = {}
+    known: dict[int, tuple[list[int], list[Address]]] = {}
     pieces: list[tuple[list[int], list[int]]] = []
     ends = []
 
-    def place_of(size: int) -> int:
-        key = size if type(size) is int else str(size)
+    def step(event: Event) -> int:
+        size = event.slot.bytes
+        key = identity(size)
         if key not in places:
             places[key] = len(sizes)
             sizes.append(size)
-        return places[key]
+        return places[key] if event.alloc else ~places[key]
 
     for stage in recording.record.stages:
         pieces.append(([], []))
         for run in recording.runs(stage):
             if id(run.segment) not in known:
-                known[id(run.segment)] = [
-                    asked._replace(size=place if event.alloc else ~place)
+                found = [
+                    (now, address)
                     for event in run.events
-                    for place in [place_of(event.slot.bytes)]
-                    for asked in _of_event(recording, run.segment, event)
+                    for now in [step(event)]
+                    for address in _addresses(recording, run.segment, event)
                 ]
-            steps = known[id(run.segment)]
+                known[id(run.segment)] = [now for now, _ in found], [address for _, address in found]
+            steps, places_of = known[id(run.segment)]
             for layer in run.layers:
                 for number in run.numbers:
-                    addresses, which = pieces[-1]
-                    addresses += [
-                        base + by_layer * layer + by_number * number for _, base, by_layer, by_number in steps
-                    ]
-                    which += [step for step, *_ in steps]
-                    if len(which) >= STEPS_PER_PIECE:
+                    pieces[-1][0].extend(
+                        [base + by_layer * layer + by_number * number for base, by_layer, by_number in places_of]
+                    )
+                    pieces[-1][1].extend(steps)
+                    if len(pieces[-1][1]) >= STEPS_PER_PIECE:
                         pieces.append(([], []))
         ends.append(len(pieces))
     return Script(tuple(pieces), tuple(ends), tuple(sizes))
@@ -380,21 +382,30 @@ def requests(recording: Recording, segment: Segment) -> Iterator[Request]:
 
 def _of_event(recording: Recording, segment: Segment, event: Event) -> Iterator[Request]:
     """What an event asks: one thing, or what each number of a turn that is over does."""
+    size = event.slot.bytes if event.alloc else 0
+    for address in _addresses(recording, segment, event):
+        yield Request(size, *address)
+
+
+#: Of a storage: a base, and what the layer's and the turn's number are multiplied by and add to it.
+Address = tuple[int, int, int]
+
+
+def _addresses(recording: Recording, segment: Segment, event: Event) -> Sequence[Address]:
+    """Of what an event is of."""
     stride = recording.record.n_indices
-    of_numbers = stride * (2 + sum(group.n_layers for group in recording.groups))
     slot, layer = event.slot, segment.layer
-    size = slot.bytes if event.alloc else 0
     base, by_layer = slot.index, 0
     if slot.home is not None and layer is None:
         base += stride * (1 + recording.actual(slot.home)[0])
     elif slot.home is not None and layer is not None:
         base, by_layer = base + stride * (1 + slot.home - layer), stride
     if slot.turn is None:
-        yield Request(size, base, by_layer, 0)
-    elif slot.turn == segment.turn:
-        yield Request(size, base + of_numbers, by_layer, of_numbers)
-    else:
-        yield from (Request(size, base + of_numbers * (1 + own), by_layer, 0) for own in slot.turn.numbers)
+        return ((base, by_layer, 0),)
+    of_numbers = stride * (2 + sum(group.n_layers for group in recording.groups))
+    if slot.turn == segment.turn:
+        return ((base + of_numbers, by_layer, of_numbers),)
+    return [(base + of_numbers * (1 + own), by_layer, 0) for own in slot.turn.numbers]
 
 
 def unrolled(recording: Recording) -> Iterator[tuple[Place, int, Event, int]]:
