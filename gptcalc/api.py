@@ -823,17 +823,18 @@ def fit(
     return found._replace(command=f"gptcalc.fit({', '.join(arguments)})")
 
 
-def fit_of(
+def fit_of(  # noqa: PLR0913  a wish is an argument
     models: Sequence[tuple[Model, Mapping[str, object]]],
     plan: "Request",
     fitting: Fitting,
     *,
     spelled: Callable[[str], str] = str,
     told: "Progress | None" = None,
+    processes: int = 1,
 ) -> Fits:
     """`fit` with each model's overrides in a mapping, and the settings as a plan file holds them.
 
-    `told` hears how far it is.
+    `told` hears how far it is; many models may be the work of several `processes`, which are forked.
     """
     from gptcalc import catalog
     from gptcalc.gpus import gpus
@@ -861,6 +862,6 @@ def fit_of(
     if by_gpu:
         grids = [engine.by_gpu(model, where, wish, spelled=spelled) for model in found]
     else:
-        grids = [engine.by_model(room, found, wish, told=told, spelled=spelled) for room in where]
+        grids = [engine.by_model(room, found, wish, told=told, processes=processes, spelled=spelled) for room in where]
     grids = [engine.sort(grid, order) for grid in grids]
     return Fits(tuple(grids), Asking(wish.asked, 0 if fitting.gpus else len(gpus()) - len(where)))

@@ -1,5 +1,6 @@
 """`gptcalc fit`: which GPUs a model fits, or which models a GPU, in which way, how far."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ def fit(
             api.Fitting(tuple(gpus or ()), what, sort, family, search),
             spelled=spelled,
             told=told,
+            processes=os.cpu_count() or 1,
         )
     found = found._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
     answer(render(format_, found.document, found.to_dict))

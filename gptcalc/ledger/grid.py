@@ -3,9 +3,11 @@
 A cell's number fits for all that is known, and the next one does not: what that means stands in `ledger.fit`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
@@ -244,24 +246,85 @@ def by_gpu(
     return sort(Grid("model", wish.what, ways(wish.asked), tuple(rows)), "memory")
 
 
-def by_model(
-    where: Room, models: Sequence[Resolved], wish: Wish, *, told: Progress | None = None, spelled: Spelled = str
+def by_model(  # noqa: PLR0913  what a grid depends on, and how it is filled
+    where: Room,
+    models: Sequence[Resolved],
+    wish: Wish,
+    *,
+    told: Progress | None = None,
+    processes: int = 1,
+    spelled: Spelled = str,
 ) -> Grid:
     """Those models on one device, the smallest first. Raises what is wrong with the request for all of them."""
     rows, errors = [], []
-    for number, model in enumerate(models):
-        if told is not None:
-            told(number, len(models), model.name)
-        try:
-            plans = planned(model, wish, spelled)
-        except InvalidValueError as error:
+    work = _Work(where, models, wish, spelled)
+    for number, (error, cells) in enumerate(_filled(work, processes)):
+        if error is not None:
             errors.append(error)
-            plans = tuple(Planned(way, refused=str(error)) for way in ways(wish.asked))
-        search = Search()
-        rows.append(Row(model, where, tuple(_cell(search, model, where, one, wish) for one in plans)))
+        if told is not None:
+            told(number + 1, len(models), models[number].name)
+        own = (Cell(way, *cell) for way, cell in zip(ways(wish.asked), cells, strict=True))
+        rows.append(Row(models[number], where, tuple(own)))
     if errors and len(errors) == len(models):
         raise errors[0]
     return sort(Grid("gpu", wish.what, ways(wish.asked), tuple(rows)), "size")
+
+
+class _Work(NamedTuple):
+    """All that the rows of a grid depend on."""
+
+    where: Room
+    models: Sequence[Resolved]
+    wish: Wish
+    spelled: Spelled
+
+
+#: What is wrong with the request for a model, and its cells without their ways: it goes from process to process.
+_Filled = tuple[InvalidValueError | None, list[tuple[Any, ...]]]
+#: Fewer models than this are no work for several processes.
+WORTH_IT = 16
+
+
+def _filled(work: _Work, processes: int) -> Iterator[_Filled]:
+    """The rows of a grid in their order, by several processes where they can be forked."""
+    count = len(work.models)
+    if processes < 2 or count < WORTH_IT or not hasattr(os, "fork"):
+        yield from (_fill(work, number) for number in range(count))
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    pool = ProcessPoolExecutor(processes, get_context("fork"), initializer=_begin, initargs=(work,))
+    try:
+        yield from pool.map(_fill_there, range(count))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_there: list[_Work] = []
+
+
+def _begin(work: _Work) -> None:
+    """Keep the work in a process that begins; whoever interrupts means the first one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _there[:] = [work]
+
+
+def _fill_there(number: int) -> _Filled:
+    return _fill(_there[0], number)
+
+
+def _fill(work: _Work, number: int) -> _Filled:
+    """The cells of one model, each as its fields behind the way."""
+    model, error = work.models[number], None
+    try:
+        plans = planned(model, work.wish, work.spelled)
+    except InvalidValueError as caught:
+        error = caught
+        plans = tuple(Planned(way, refused=str(caught)) for way in ways(work.wish.asked))
+    search = Search()
+    cells = (_cell(search, model, work.where, one, work.wish) for one in plans)
+    return error, [(cell.value, cell.plan, cell.fit, cell.refused, dict(cell.asked)) for cell in cells]
 
 
 def _cell(search: Search, model: Resolved, where: Room, planned: Planned, wish: Wish) -> Cell:

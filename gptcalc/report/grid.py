@@ -287,7 +287,7 @@ def _heading(grids: Sequence[Grid], asking: Asking) -> Iterator[str]:
     plans = [cell.plan for grid in grids for row in grid.rows for cell in row.cells if cell.plan]
     if not plans:
         return
-    yield _letters(grids[0].what, plans)
+    yield _letters(grids, plans)
     yield " · ".join(_fixed(plans, {way.mode for way in grids[0].ways}))
     if asking.asked:
         given = (f"{key.replace('_', '-')} {value}" for key, value in asking.asked.items())
@@ -296,13 +296,25 @@ def _heading(grids: Sequence[Grid], asking: Asking) -> Iterator[str]:
         yield f"by default: {', '.join(field.replace('_', '-') for field in defaulted)}"
 
 
-def _letters(what: str, plans: Sequence[Plan]) -> str:
+def _letters(grids: Sequence[Grid], plans: Sequence[Plan]) -> str:
     """What the cells are, and what they are not."""
-    batches, lengths = (sorted({getattr(plan, field) for plan in plans}) for field in ("batch", "seq"))
-    if what == "seq":
-        return f"each cell is the largest T, for B={format_count(batches[0])} sequences of T tokens each"
-    tokens = f"T={format_count(lengths[0])}" if len(lengths) == 1 else "T"
-    return f"each cell is the largest B, for B sequences of {tokens} tokens each"
+    if grids[0].what == "seq":
+        return f"each cell is the largest T, for B={format_count(plans[0].batch)} sequences of T tokens each"
+    usual, others = _lengths(grids)
+    but = f" ({', '.join(f'{name}: {format_count(length)}' for name, length in others.items())})" if others else ""
+    return f"each cell is the largest B, for B sequences of T={format_count(usual)} tokens each{but}"
+
+
+def _lengths(grids: Sequence[Grid]) -> tuple[int, dict[str, int]]:
+    """The length of most models' sequences, and those of the others that are shown."""
+    found = {
+        _name(row.model): cell.plan.seq
+        for grid in grids
+        for row, cell in grid.cells
+        if cell.plan and (row.fits or not grid.fits)
+    }
+    usual = max(found.values(), key=[*found.values()].count)
+    return usual, {name: length for name, length in found.items() if length != usual}
 
 
 def _fixed(plans: Sequence[Plan], modes: set[str]) -> Iterator[str]:
@@ -357,22 +369,15 @@ def _words(way: Way) -> str:
 def _table(grid: Grid, *, titled: bool) -> Table:
     """A row for each GPU or model that fits in any way; those of one precision stay together where there is no room."""
     columns = [Column("gpu", "GPU"), Column("memory", "GiB", "amount")]
-    lengths = {row.model.name: _length(row) for row in grid.rows}
-    by_length = grid.of == "gpu" and grid.what == "batch" and len({*lengths.values()} - {None}) > 1
     if grid.of == "gpu":
-        columns = [Column("model", "model", folded=True), Column("stored", "params", "amount")]
-        columns += [Column("seq", "T", "count")] if by_length else []
-    rows = []
+        columns = [Column("model", "model", folded=True), Column("stored", "params", "amount", drop=1)]
+    rows: list[tuple[Value, ...]] = []
     for row in (row for row in grid.rows if row.fits):
-        first: tuple[Value, ...] = (row.room.name, _memory(row.room))
+        first = (row.room.name, _memory(row.room))
         if grid.of == "gpu":
-            first = (_name(row.model), short_count(size(row.model)), *((lengths[row.model.name],) if by_length else ()))
+            first = (_name(row.model), short_count(size(row.model)))
         rows.append((*first, *(_shown(row, cell) for cell in row.cells)))
     return Table(_called(grid) if titled else "", (*columns, *_way_columns(grid.ways)), tuple(rows))
-
-
-def _length(row: Row) -> int | None:
-    return next((cell.plan.seq for cell in row.cells if cell.plan), None)
 
 
 def _memory(room: Room) -> str:
@@ -420,8 +425,8 @@ def _notes(grids: Sequence[Grid], asking: Asking) -> Iterator[str]:
         yield from _marks(fitting)
     yield from _left_out(asking)
     yield (
-        "A cell fits for all that is known, and the next one does not: needed is what torch's"
-        " allocator reserves at the peak, and"
+        "A cell fits for all that is known, and the next one does not; a still larger one may where the allocator"
+        " happens to hold less of it. Needed is what torch's allocator reserves at the peak, and"
         f" {format_fixed(Fraction(CONTEXT[1], GIB), 2)} GiB of CUDA context. {NOT_IN_IT}"
     )
     if example := _example(grids):
@@ -486,7 +491,7 @@ def _marks(grids: Sequence[Grid]) -> Iterator[str]:
         marks.append(f"{UNKNOWN}: not known")
     guesses = {reason: None for row, _ in cells if row.room.guess for reason in row.room.guess.split("; ")}
     if guesses:
-        marks.append(f"{PROBABLY}: probably, for {' or '.join(guesses)}")
+        marks.append(f"{PROBABLY}: probably, for {', or '.join(guesses)}")
     if marks:
         yield f"{'; '.join(marks)}."
 
