@@ -18,7 +18,7 @@ SOURCES = {
     "torch": "as torch reports it",
     "driver": "as the driver reports it",
     "given": "as it was given",
-    "now free": "free at this moment",
+    "now free": "as the driver reports it now",
     "marketing": "estimated from the number on the box",
 }
 _COLUMNS = (
@@ -156,7 +156,7 @@ def _made_of(fit: Fit) -> str:
     parts = {
         "reserved but not allocated": fit.needed.high - fit.needed.low - context,
         "the CUDA context": context,
-        "what the GB on the box are" if room.estimated else "what the driver may keep": kept,
+        "how much of the number on the box there is" if room.estimated else "what the driver may keep": kept,
     }
     return ", ".join(f"{format_bytes(amount)} {what}" for what, amount in parts.items() if amount)
 
@@ -195,10 +195,12 @@ def _negative(amount: int) -> str:
 
 
 def _usable(room: Room) -> str:
+    if room.source == "now free":
+        return "free at this moment"
     if room.usable.low == room.usable.high:
         return "all of it, for one process"
     if room.estimated:
-        return "GB of 10^9 bytes, or of 2^30"
+        return "what parts like it report, at least; all of it in GB of 2^30 bytes"
     return "less what a driver keeps, at most"
 
 

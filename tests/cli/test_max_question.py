@@ -61,6 +61,12 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would make a run fit is searched for in other tests: here it is not waited for."""
+    monkeypatch.setattr(api, "_suggest", lambda *_asked: None)
+
+
 def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and what a command prints as JSON."""
     code = run(["memory", *arguments, "--format", "json"])
@@ -130,6 +136,26 @@ def test_a_limit_that_is_not_memory_is_named(
     assert (code, found["inference"]["max"]["binding"]) == (0, [])
     assert found["inference"]["max"]["value"] == int(said.split(maxsplit=1)[0].replace(",", ""))
     assert any(said in note for note in found["inference"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("what", "mode", "kind", "grows"),
+    [
+        ("batch", "inference", "kv_cache", 4 * 12 * 1024 * 12 * 64),
+        ("layers", "inference", "weights", 2 * (12 * 768**2 + 13 * 768)),
+        ("layers", "training", "optimizer", 4 * (12 * 768**2 + 13 * 768)),
+    ],
+)
+def test_what_binds_is_what_the_next_size_adds(what: str, mode: str, kind: str, grows: int) -> None:
+    """By so many bytes as its formula says, in bf16; a batch adds no weights."""
+    found = api.memory("gpt2", budget="2GiB", max=what, mode=mode).answers[0].largest
+    assert found is not None
+    binding = dict(found.binding)
+
+    assert binding[kind] == grows  # type: ignore[index]
+    assert next(iter(binding)) == kind
+    assert list(binding.values()) == sorted(binding.values(), reverse=True)
+    assert ("weights" in binding) is (what == "layers")
 
 
 def test_where_not_even_the_smallest_fits_it_says_what_lacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ CASES = [(model, form) for model in MODELS for form in FORMS]
 SIDES = {
     "compare": ["compare", "gpt2", "gpt2:n_layers=24,d_model=1024", "llama-3-8b", "--batch", "8"],
     "design": ["design", "--params", "350M"],
+    "memory-gpu": ["memory", "gpt2", "--gpu", "m3-max-40c", "--budget", "16GiB", "--batch", "8"],
+    "memory-max": ["memory", "gpt2-xl", "--gpu", "rtx-4090", "--max", "batch"],
     "gpus": ["gpus", "--common"],
     "gpus-show": ["gpus", "show", "rtx-4090"],
 }
@@ -40,7 +42,7 @@ SIDE_CASES = [(name, form) for name in SIDES for form in SIDE_FORMS]
 
 
 def side(name: str, form: str) -> str:
-    """What the command of a golden file about many models prints today."""
+    """What the command of such a golden file prints today."""
     arguments, environment = SIDE_FORMS[form]
     return gptcalc(*SIDES[name], *arguments, **environment).stdout
 
@@ -58,7 +60,7 @@ def test_a_report_is_printed_as_it_was(model: str, form: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "form"), SIDE_CASES)
-def test_a_report_of_many_models_is_printed_as_it_was(name: str, form: str) -> None:
+def test_a_report_of_another_command_is_printed_as_it_was(name: str, form: str) -> None:
     """The output equals the golden file, and fits its terminal."""
     text = side(name, form)
 
