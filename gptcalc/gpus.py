@@ -33,13 +33,14 @@ TOLERANCE = Fraction(1, 10)
 class Gpu(Record):
     """An accelerator as published, in the units of its data sheet; `None` where no source was found.
 
-    `memory_gb` is the number on the box, `memory_driver_mib` nvidia-smi's total, `memory_torch_mib` that of torch, and
-    `memory_torch_least_mib` the least that torch has been seen to report where drivers differ. `memory_is_most` marks a
-    part that is sold with less too; `memory_share` is what a process may have where a system keeps the rest for others.
-    `dense_tflops` maps dtypes to peaks without sparsity, of tensor cores where they know the dtype. `link_gb_s` is to
-    other accelerators, both directions together. `units` are streaming multiprocessors, compute units or GPU cores;
-    `reported_units` is torch's count where it counts something else, as pairs of them on RDNA. `device_names` are the
-    exact names that nvidia-smi and torch print. `common` marks the few that most people have.
+    `memory_gb` is the number on the box, `memory_driver_mib` nvidia-smi's total, `memory_torch_mib` that of torch, of
+    which `memory_torch_least_mib` and `memory_torch_most_mib` were seen where drivers and systems differ.
+    `memory_is_most` marks a part that is sold with less too; `memory_share` is what a process may have where a system
+    keeps the rest for others. `dense_tflops` maps dtypes to peaks without sparsity, of tensor cores where they know the
+    dtype. `link_gb_s` is to other accelerators, both directions together. `units` are streaming multiprocessors,
+    compute units or GPU cores; `reported_units` is torch's count where it counts something else, as pairs of them on
+    RDNA. `device_names` are the exact names that nvidia-smi and torch print. `common` marks the few that most people
+    have.
     """
 
     slug: str
@@ -52,6 +53,7 @@ class Gpu(Record):
     memory_driver_mib: int | None = None
     memory_torch_mib: int | None = None
     memory_torch_least_mib: int | None = None
+    memory_torch_most_mib: int | None = None
     memory_share: Decimal = Decimal(1)
     bandwidth_gb_s: Decimal
     dense_tflops: Annotated[Mapping[str, Decimal], AfterValidator(MappingProxyType)] = {}
@@ -86,6 +88,11 @@ class Gpu(Record):
     def memory_torch_least_bytes(self) -> int | None:
         """The least that torch reports as the total, under whichever driver."""
         return _scaled(self.memory_torch_least_mib or self.memory_torch_mib, MIB)
+
+    @property
+    def memory_torch_most_bytes(self) -> int | None:
+        """The most that torch reports as the total, under whichever driver."""
+        return _scaled(self.memory_torch_most_mib or self.memory_torch_mib, MIB)
 
     @property
     def bandwidth(self) -> int:

@@ -18,15 +18,42 @@ from gptcalc.errors import UnknownNameError
 from gptcalc.gpus import Gpu, find_gpu, gpu_names, gpu_of_device, gpus, need_gpu, search_gpus
 
 FACTS = json.loads((DATA / "facts_gpus.json").read_text(encoding="utf-8"), parse_float=Decimal)
-#: What was found since, in out-of-memory messages: torch's total of an RTX 5090 is 33,668,857,856 bytes.
+#: torch's totals that were found since, in MiB, in what YOLO and out-of-memory messages print.
 FOUND = {
-    "GeForce RTX 5090": {
-        "memory_mib_torch": 32109,
-        "memory_gib_usable": Decimal("31.36"),
-        "source_keys": ["DB", "SMI", "TORCH", "WP"],
-    }
+    "v100-sxm-32g": 32494,
+    "titan-rtx": 24212,
+    "rtx-2080-ti": 11019,
+    "a100-sxm-40g": 40514,
+    "a100-pcie-80g": 81154,
+    "rtx-3070": 7842,
+    "rtx-3080-10g": 10002,
+    "rtx-3080-ti": 12054,
+    "rtx-a4000": 16117,
+    "rtx-4070": 12002,
+    "rtx-4080-super": 15944,
+    "rtx-6000-ada": 48539,
+    "l4": 22563,
+    "rtx-5080": 15840,
+    "rtx-5090": 32109,
 }
-FACTS["rows"] = [row | FOUND.get(row["name"], {}) for row in FACTS["rows"]]
+SLUGS = {gpu.name: gpu.slug for gpu in gpus()}
+
+
+def with_found(fact: dict[str, Any]) -> dict[str, Any]:
+    """A row of the facts, with what was found since."""
+    torch = FOUND.get(SLUGS.get(fact["name"], ""))
+    if torch is None:
+        return fact
+    assert fact["memory_mib_torch"] is None
+    usable = round(Decimal(torch) / 1024, 2)
+    return fact | {
+        "memory_mib_torch": torch,
+        "memory_gib_usable": usable,
+        "source_keys": list(dict.fromkeys([*fact["source_keys"], "TORCH"])),
+    }
+
+
+FACTS["rows"] = [with_found(row) for row in FACTS["rows"]]
 BY_NAME = {gpu.name: gpu for gpu in gpus()}
 GIB = 2**30
 each_fact = pytest.mark.parametrize("fact", FACTS["rows"], ids=[fact["name"] for fact in FACTS["rows"]])
@@ -62,6 +89,16 @@ def test_row_has_the_values_of_its_facts(fact: dict[str, Any]) -> None:
     assert (int(cores[1]) if cores else fact["sm_or_cu"]) == gpu.units
     assert (tuple(fact["source_keys"]), fact["confidence"]) == (gpu.source_keys, gpu.confidence)
     assert fact["note"] == gpu.note
+
+
+@each_gpu
+def test_what_torch_reports_is_in_order(gpu: Gpu) -> None:
+    """What was seen of torch's total: the least below the usual figure, the most above it and at most the driver's."""
+    least, usual, most = gpu.memory_torch_least_mib, gpu.memory_torch_mib, gpu.memory_torch_most_mib
+
+    assert least is None or least < usual
+    assert most is None or usual < most
+    assert gpu.memory_driver_mib is None or (most or usual or 0) <= gpu.memory_driver_mib
 
 
 @each_fact
@@ -333,8 +370,9 @@ def test_part_that_differs_is_not_the_row(device_name: str, gib: int, units: int
 
 
 @pytest.mark.parametrize(
-    ("read", "found"), [(7_200_000_000, True), (7_199_999_999, False), (8_800_000_000, True), (8_800_000_001, False)]
+    ("read", "found"),
+    [(14_400_000_000, True), (14_399_999_999, False), (17_600_000_000, True), (17_600_000_001, False)],
 )
 def test_memory_may_differ_by_a_tenth(read: int, found: bool) -> None:  # noqa: FBT001 -- the case's outcome
-    """A total up to 10 % off the 8 GB on the box is the driver's share or a maker's idea of a GB; more is not it."""
-    assert found == (gpu_of_device("NVIDIA GeForce RTX 3070", read) is not None)
+    """A total up to 10 % off the 16 GB on the box is the driver's share or a maker's idea of a GB; more is not it."""
+    assert found == (gpu_of_device("NVIDIA GeForce RTX 4060 Ti", read) is not None)

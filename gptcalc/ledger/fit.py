@@ -157,9 +157,9 @@ def room_of(gpu: Gpu) -> Room:
     target, guess = target_of(gpu), ""
     if gpu.vendor != "NVIDIA":
         guess = f"kernels and allocator are those of CUDA, not of {gpu.vendor}"
-    if gpu.memory_torch_bytes is not None:
-        capacity, low = gpu.memory_torch_bytes, gpu.memory_torch_least_bytes or gpu.memory_torch_bytes
-        return Room(gpu.slug, gpu.name, capacity, "torch", Range(low, capacity), target, guess)
+    if (torch := gpu.memory_torch_bytes) is not None:
+        usable = Range(gpu.memory_torch_least_bytes or torch, gpu.memory_torch_most_bytes or torch)
+        return Room(gpu.slug, gpu.name, torch, "torch", usable, target, guess)
     if gpu.memory_driver_bytes is not None:
         capacity = gpu.memory_driver_bytes
         low = capacity - int(capacity * kept_by_driver())
@@ -176,7 +176,7 @@ def kept_by_driver() -> Fraction:
     return max(
         Fraction(driver - torch, driver)
         for gpu in gpus()
-        if (driver := gpu.memory_driver_bytes) and (torch := gpu.memory_torch_bytes)
+        if (driver := gpu.memory_driver_bytes) and (torch := gpu.memory_torch_least_bytes)
     )
 
 
