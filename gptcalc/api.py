@@ -568,10 +568,10 @@ def _solved(
     model: Model, overrides: Mapping[str, object], asked: Mapping[str, object], spelled: Callable[[str], str]
 ) -> MemoryReport:
     """The largest that fits in each mode; what is shown is the run of that size where all modes have the same."""
-    from gptcalc.ledger import memory as engine
     from gptcalc.ledger.answer import answer, questions
     from gptcalc.ledger.asked import SOLVED, solved_twice
-    from gptcalc.ledger.largest import Question, builder, shown_of, sizes_of, solve
+    from gptcalc.ledger.largest import Question, builder, mode_of, shown_of, sizes_of, solve
+    from gptcalc.ledger.memory import Memory
     from gptcalc.ledger.published import need_class
     from gptcalc.ledger.totals import Totals
 
@@ -584,9 +584,11 @@ def _solved(
     resolved, settled = question.settled(sizes_of(question).first)
     if settled.plan.implementation == "transformers":
         need_class(resolved)
-    largest = [solve(question, mode, totals) for mode in settled.modes]
+    itemised = functools.cache(mode_of)
+    largest = [solve(question, mode, totals, itemised) for mode in settled.modes]
     resolved, settled = shown_of(question, largest)
-    memory = engine.memory(resolved.spec, settled.plan, settled.modes)
+    plan = settled.plan
+    memory = Memory(resolved.spec, plan, tuple(itemised(resolved.spec, plan, mode) for mode in settled.modes))
     answers = tuple(answer(mode, asks.rooms, own) for mode, own in zip(memory.modes, largest, strict=True))
     return MemoryReport(resolved, memory, defaulted=settled.defaulted, answers=answers)
 

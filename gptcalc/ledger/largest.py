@@ -14,12 +14,16 @@ from gptcalc.errors import GptcalcError, InvalidValueError
 from gptcalc.ledger.alive import KINDS, Kind
 from gptcalc.ledger.asked import SEQ, SOLVED, Asked, Settled, Spelled, settle
 from gptcalc.ledger.fit import Fit, Room, fit
-from gptcalc.ledger.memory import MOST_LAYERS, ModeName, Point, memory
+from gptcalc.ledger.memory import MOST_LAYERS, Mode, ModeName, Point, memory
 from gptcalc.ledger.solve import largest, most_of
 from gptcalc.ledger.totals import Totals
+from gptcalc.plan import Plan
+from gptcalc.spec import Spec
 from gptcalc.units import ceil_div
 
 Model = Callable[[Mapping[str, object]], Resolved]
+#: What gives a mode with its lines.
+Itemised = Callable[[Spec, Plan, ModeName], Mode]
 #: Secants that are drawn to come near the largest.
 TRIES = 6
 
@@ -118,7 +122,12 @@ def shown_of(question: Question, found: Sequence[Largest]) -> tuple[Resolved, Se
         return question.settled(sizes_of(question).first)
 
 
-def solve(question: Question, mode: ModeName, totals: Totals) -> Largest:
+def mode_of(spec: Spec, plan: Plan, mode: ModeName) -> Mode:
+    """One mode with its lines, by the engine."""
+    return memory(spec, plan, (mode,)).modes[0]
+
+
+def solve(question: Question, mode: ModeName, totals: Totals, modes: Itemised = mode_of) -> Largest:
     """The largest that fits all rooms. Raises `GptcalcError` where not even the smallest can be."""
     sizes = sizes_of(question)
 
@@ -146,7 +155,7 @@ def solve(question: Question, mode: ModeName, totals: Totals) -> Largest:
             beyond, limit = step((number or 0) + 1), ""
         except GptcalcError as error:
             limit = str(error)
-    return Largest(question.what, mode, here, beyond, tuple(binding(here, beyond, mode)), limit)
+    return Largest(question.what, mode, here, beyond, tuple(binding(here, beyond, mode, modes)), limit)
 
 
 def near(excess: Callable[[int], int], most: int) -> int:
@@ -169,19 +178,19 @@ def near(excess: Callable[[int], int], most: int) -> int:
     return last
 
 
-def binding(here: Step | None, beyond: Step | None, mode: ModeName) -> list[tuple[Kind, int]]:
+def binding(here: Step | None, beyond: Step | None, mode: ModeName, modes: Itemised) -> list[tuple[Kind, int]]:
     """The kinds whose bytes grow from one to the next, or all of the smallest's, the greatest first.
 
     Both are looked at in the same stretch: where most is alive in the phase of the next one that reserves the most.
     """
     if beyond is None:
         return []
-    found = memory(beyond.model.spec, beyond.settled.plan, (mode,)).modes[0]
+    found = modes(beyond.model.spec, beyond.settled.plan, mode)
     first = next(phase.name for phase in found.phases if phase.figures.reserved == found.totals.reserved)
     peak = _greatest([point for point in found.timeline if point.phase == first])
     more = Counter(peak.alive)
     if here is not None:
-        before = memory(here.model.spec, here.settled.plan, (mode,)).modes[0].timeline
+        before = modes(here.model.spec, here.settled.plan, mode).timeline
         phase = [point for point in before if point.phase == first]
         more.subtract(_greatest([point for point in phase if point.label == peak.label] or phase).alive)
     grown = [(kind, more[kind]) for kind in KINDS if more[kind] > 0]
