@@ -58,8 +58,8 @@ def checked(found: Grid) -> int:
     for row in found.rows:
         for cell in row.cells:
             numbers = [(cell.value, True), ((cell.value or 0) + 1, False)]
-            for number, fits in numbers if cell.plan is not None else []:
-                if number is None or number > most_of(row.model.spec, found.what):
+            for number, fits in numbers:
+                if cell.plan is None or number is None or number > most_of(row.model.spec, found.what):
                     continue
                 totals = memory(row.model.spec, cell.plan.model_copy(update={found.what: number}), (cell.way.mode,))
                 if fit(totals.modes[0].totals, row.room).fits is not fits:

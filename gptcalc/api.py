@@ -836,7 +836,7 @@ def fit_of(  # noqa: PLR0913  a wish is an argument
 ) -> Fits:
     """`fit` with each model's overrides in a mapping, and the settings as a plan file holds them.
 
-    `told` hears how far it is; many models may be the work of several `processes`, which are forked.
+    `told` hears how far it is; the cells may be the work of several `processes`, which are forked.
     """
     from gptcalc import catalog
     from gptcalc.gpus import gpus
@@ -862,7 +862,7 @@ def fit_of(  # noqa: PLR0913  a wish is an argument
     found = [resolve(model, with_dropout(overrides, wish.asked, spelled)) for model, overrides in models]
     order = engine.read_sort(fitting.sort, "model" if by_gpu else "gpu", engine.ways(wish.asked), spelled("sort"))
     if by_gpu:
-        grids = [engine.by_gpu(model, where, wish, spelled=spelled) for model in found]
+        grids = [engine.by_gpu(model, where, wish, processes=processes, spelled=spelled) for model in found]
     else:
         grids = [engine.by_model(room, found, wish, told=told, processes=processes, spelled=spelled) for room in where]
     grids = [engine.sort(grid, order) for grid in grids]

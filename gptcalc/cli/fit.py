@@ -1,6 +1,5 @@
 """`gptcalc fit`: which GPUs a model fits, or which models a GPU, in which way, how far."""
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from gptcalc.cli.options import FormatOption, complete_gpu, complete_preset, spe
 from gptcalc.cli.output import answer
 from gptcalc.ledger.grid import Progress
 from gptcalc.ledger.request import Request
+from gptcalc.ledger.workers import cores
 from gptcalc.report.formats import Format, render
 
 app = typer.Typer(add_completion=False)
@@ -94,7 +94,7 @@ def fit(
             api.Fitting(tuple(gpus or ()), what, sort, family, search),
             spelled=spelled,
             told=told,
-            processes=os.cpu_count() or 1,
+            processes=cores(),
         )
     found = found._replace(command=shlex.join(["gptcalc", *sys.argv[1:]]))
     answer(render(format_, found.document, found.to_dict))

@@ -3,11 +3,9 @@
 A cell's number fits for all that is known, and the next one does not: what that means stands in `ledger.fit`.
 """
 
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
@@ -17,7 +15,9 @@ from gptcalc.ledger.memory import ModeName
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.published import need_class
 from gptcalc.ledger.request import Request
-from gptcalc.ledger.solve import Search, What
+from gptcalc.ledger.solve import Search
+from gptcalc.ledger.totals import What
+from gptcalc.ledger.workers import spread
 from gptcalc.plan import Plan
 from gptcalc.spec import MOST
 from gptcalc.units import ceil_div
@@ -43,6 +43,10 @@ class Way(NamedTuple):
             return self.mode
         recomputed = self.settings["checkpointing"]
         return self.settings["precision"] + ("" if recomputed == "none" else f"-{recomputed}")
+
+    def __reduce__(self) -> tuple[type["Way"], tuple[ModeName, dict[str, str]]]:
+        """What of it can be sent from process to process."""
+        return Way, (self.mode, dict(self.settings))
 
 
 #: Every way, as the columns stand.
@@ -87,6 +91,10 @@ class Cell(NamedTuple):
     fit: Fit | None = None
     refused: str = ""
     asked: Asked = MappingProxyType({})
+
+    def __reduce__(self) -> tuple[type["Cell"], tuple[object, ...]]:
+        """What of it can be sent from process to process."""
+        return Cell, (*self[:-1], dict(self.asked))
 
 
 class Row(NamedTuple):
@@ -237,12 +245,23 @@ def _least(own: Asked, model: Resolved, what: What) -> int:
 # --- The answer ------------------------------------------------------------------------------------------------------
 
 
-def by_gpu(
-    model: Resolved, where: Iterable[Room], wish: Wish, *, search: Search | None = None, spelled: Spelled = str
+def by_gpu(  # noqa: PLR0913  what a grid depends on, and how it is filled
+    model: Resolved,
+    where: Iterable[Room],
+    wish: Wish,
+    *,
+    search: Search | None = None,
+    processes: int = 1,
+    spelled: Spelled = str,
 ) -> Grid:
     """One model on those devices, the smallest first."""
-    search, plans = search or Search(), planned(model, wish, spelled)
-    rows = [Row(model, room, tuple(_cell(search, model, room, one, wish) for one in plans)) for room in where]
+    search, plans, where = search or Search(), planned(model, wish, spelled), tuple(where)
+
+    def column(one: Planned) -> list[Cell]:
+        return [_cell(search, model, room, one, wish) for room in where]
+
+    cells = zip(*spread(column, plans, processes), strict=True)
+    rows = [Row(model, room, found) for room, found in zip(where, cells, strict=True)]
     return sort(Grid("model", wish.what, ways(wish.asked), tuple(rows)), "memory")
 
 
@@ -257,74 +276,38 @@ def by_model(  # noqa: PLR0913  what a grid depends on, and how it is filled
 ) -> Grid:
     """Those models on one device, the smallest first. Raises what is wrong with the request for all of them."""
     rows, errors = [], []
-    work = _Work(where, models, wish, spelled)
-    for number, (error, cells) in enumerate(_filled(work, processes)):
+
+    def fill(model: Resolved) -> _Filled:
+        return _fill(model, where, wish, spelled)
+
+    filled = spread(fill, models, processes if len(models) >= WORTH_IT else 1)
+    for number, (error, cells) in enumerate(filled):
         if error is not None:
             errors.append(error)
         if told is not None:
             told(number + 1, len(models), models[number].name)
-        own = (Cell(way, *cell) for way, cell in zip(ways(wish.asked), cells, strict=True))
-        rows.append(Row(models[number], where, tuple(own)))
+        rows.append(Row(models[number], where, cells))
     if errors and len(errors) == len(models):
         raise errors[0]
     return sort(Grid("gpu", wish.what, ways(wish.asked), tuple(rows)), "size")
 
 
-class _Work(NamedTuple):
-    """All that the rows of a grid depend on."""
-
-    where: Room
-    models: Sequence[Resolved]
-    wish: Wish
-    spelled: Spelled
-
-
-#: What is wrong with the request for a model, and its cells without their ways: it goes from process to process.
-_Filled = tuple[InvalidValueError | None, list[tuple[Any, ...]]]
+#: What is wrong with the request for a model, and its cells.
+_Filled = tuple[InvalidValueError | None, tuple[Cell, ...]]
 #: Fewer models than this are no work for several processes.
 WORTH_IT = 16
 
 
-def _filled(work: _Work, processes: int) -> Iterator[_Filled]:
-    """The rows of a grid in their order, by several processes where they can be forked."""
-    count = len(work.models)
-    if processes < 2 or count < WORTH_IT or not hasattr(os, "fork"):
-        yield from (_fill(work, number) for number in range(count))
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    pool = ProcessPoolExecutor(processes, get_context("fork"), initializer=_begin, initargs=(work,))
+def _fill(model: Resolved, where: Room, wish: Wish, spelled: Spelled) -> _Filled:
+    """The cells of one model."""
+    error = None
     try:
-        yield from pool.map(_fill_there, range(count))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_there: list[_Work] = []
-
-
-def _begin(work: _Work) -> None:
-    """Keep the work in a process that begins; whoever interrupts means the first one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _there[:] = [work]
-
-
-def _fill_there(number: int) -> _Filled:
-    return _fill(_there[0], number)
-
-
-def _fill(work: _Work, number: int) -> _Filled:
-    """The cells of one model, each as its fields behind the way."""
-    model, error = work.models[number], None
-    try:
-        plans = planned(model, work.wish, work.spelled)
+        plans = planned(model, wish, spelled)
     except InvalidValueError as caught:
         error = caught
-        plans = tuple(Planned(way, refused=str(caught)) for way in ways(work.wish.asked))
+        plans = tuple(Planned(way, refused=str(caught)) for way in ways(wish.asked))
     search = Search()
-    cells = (_cell(search, model, work.where, one, work.wish) for one in plans)
-    return error, [(cell.value, cell.plan, cell.fit, cell.refused, dict(cell.asked)) for cell in cells]
+    return error, tuple(_cell(search, model, where, one, wish) for one in plans)
 
 
 def _cell(search: Search, model: Resolved, where: Room, planned: Planned, wish: Wish) -> Cell:
