@@ -348,7 +348,7 @@ def read_sort(text: object, of: str, ways: Sequence[Way], what: str = "sort") ->
 
 def sort(grid: Grid, by: str) -> Grid:
     """The rows by memory or size, the least first, by name, or by a way, the most first."""
-    keys: dict[str, Callable[[Row], tuple[int, str]]] = {
+    keys: dict[str, Callable[[Row], tuple[int, *tuple[str, ...]]]] = {
         "memory": lambda row: (row.room.usable.low, row.room.name),
         "size": lambda row: (size(row.model), row.model.name),
         "name": lambda row: (0, row.room.name if grid.of == "model" else row.model.name),
