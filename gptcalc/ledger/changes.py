@@ -7,6 +7,7 @@ there already, is none. A row with a number is solved for the mildest that fits.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from math import isqrt
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
@@ -16,12 +17,12 @@ from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
 from gptcalc.gpus import gpus
 from gptcalc.ledger.asked import SETTINGS, Asked, settle, with_dropout
-from gptcalc.ledger.fit import Fit, Room, fit, needed, room_of
+from gptcalc.ledger.fit import Fit, Room, fit, most_reserved, room_of
 from gptcalc.ledger.memory import ModeName
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.request import Model
 from gptcalc.ledger.solve import largest
-from gptcalc.ledger.totals import Totals
+from gptcalc.ledger.totals import Course, Totals, What
 from gptcalc.optimizers import OPTIMIZERS
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
@@ -76,7 +77,7 @@ class Row(NamedTuple):
     alters: str = ""
     alternative: bool = False
     pairs: bool = True
-    is_new: Callable[[Plan, Plan], bool] = lambda old, new: old != new
+    is_new: Callable[[Plan, Plan], bool] = lambda _old, _new: True
 
 
 class Outcome(NamedTuple):
@@ -232,7 +233,7 @@ ROWS: tuple[Row, ...] = (
         "torch's own choice of kernel, faster where it keeps no scores; the same up to rounding",
     ),
     Row("nothing", _impl("fused"), "the same update in one kernel, without copies of all weights"),
-    Row("nothing", _to(expandable_segments=True), "PYTORCH_ALLOC_CONF=expandable_segments:True: fewer gaps, on Linux"),
+    Row("nothing", _to(expandable_segments=True), "segments that grow, with fewer gaps: in PYTORCH_ALLOC_CONF, on Linux"),
     IN_BACKWARD,
     Row(
         "time",
@@ -378,6 +379,17 @@ class Trials:
         self._specs: dict[object, Spec] = {}
         self._runs: dict[tuple[tuple[str, object], ...], Run | None] = {}
         self.asked = self._settled(asked)
+        #: What may be reserved, so that it surely fits.
+        self.limit = min(most_reserved(room) for room in self._rooms)
+        #: The settings that a mode has no use for, as they were asked for.
+        self._unheard = {
+            mode: {
+                field: getattr(self.asked.plan, field)
+                for field, row in SETTINGS.items()
+                if row.used_in not in ("", mode) and field in Plan.model_fields
+            }
+            for mode in self.asked.modes
+        }
 
     def run(self, settings: Settings) -> Run | None:
         """What the request comes to with these settings, or nothing where that is refused."""
@@ -392,7 +404,7 @@ class Trials:
     def tried(self, settings: Settings) -> Tried:
         """How it fits with these settings. Raises `InvalidValueError` where they are refused."""
         run = self.run(settings) or self._settled({**self._asked, **settings})
-        figures = {mode: self._figures(run, mode) for mode in run.modes}
+        figures = {mode: course(number) for mode, (course, number) in zip(run.modes, self._courses(run), strict=True)}
         outcomes = [Outcome(mode, fit(own, room), own) for mode, own in figures.items() for room in self._rooms]
         return Tried(run, tuple(outcomes))
 
@@ -408,13 +420,25 @@ class Trials:
         run = self.run(settings)
         if run is None or not self.may_fit(run.spec, run.plan.dtype):
             return False
-        margin = self.margin(settings)
-        return margin is not None and margin >= 0
+        try:
+            return all(course.within(number, self.limit) is not None for course, number in self._courses(run))
+        except InvalidValueError:
+            return False
+
+    def sizes(self, settings: Settings) -> tuple[int, int]:
+        """What is at least reserved in the mode with most, quickly found, and what is. Raises where that is refused."""
+        run = self.run(settings) or self._settled({**self._asked, **settings})
+        course, number = max(self._courses(run), key=lambda own: own[0].at_least(own[1]))
+        return course.at_least(number), course(number).reserved
+
+    def at_least(self, settings: Settings) -> int:
+        """The first of these alone."""
+        run = self.run(settings) or self._settled({**self._asked, **settings})
+        return max(course.at_least(number) for course, number in self._courses(run))
 
     def may_fit(self, spec: Spec, dtype: str) -> bool:
         """Whether there is room for the weights, whatever else there is."""
-        weights = weights_of(spec, dtype)
-        return all(needed(weights, room).high <= room.usable.low for room in self._rooms)
+        return weights_of(spec, dtype) <= self.limit
 
     def larger(self) -> Room | None:
         """The smallest NVIDIA GPU on which the request fits as it is, where the rooms are devices."""
@@ -436,17 +460,20 @@ class Trials:
         plan, modes, _ = settle(spec, asked)
         return Run(spec, plan, modes, asked)
 
-    def _figures(self, run: Run, mode: ModeName) -> Figures:
-        """The figures of a mode, which knows nothing of the settings of the other."""
-        unheard = [field for field, row in SETTINGS.items() if row.used_in not in ("", mode)]
-        own = {field: getattr(self.asked.plan, field) for field in unheard if field in Plan.model_fields}
+    def _courses(self, run: Run) -> list[tuple[Course, int]]:
+        """The figures of each mode, which knows nothing of the settings of the other, and where to find them."""
+        return [self._course(run, mode) for mode in run.modes]
+
+    def _course(self, run: Run, mode: ModeName) -> tuple[Course, int]:
+        what: What = "batch" if run.plan.seq == self.asked.plan.seq else "seq"
+        plan = run.plan.model_copy(update=self._unheard[mode])
         spec = run.spec if mode == "training" else self.asked.spec
-        return self._totals(spec, run.plan.model_copy(update=own), mode)
+        return self._totals.course(spec, plan, mode, what), getattr(plan, what)
 
 
-def weights_of(spec: Spec, dtype: str) -> Figures:
+def weights_of(spec: Spec, dtype: str) -> int:
     """What the weights take by themselves."""
-    return Figures(*[bytes_of(parameters(spec).totals.stored, dtype)] * 4)
+    return bytes_of(parameters(spec).totals.stored, dtype)
 
 
 def _tightest(outcomes: Sequence[Outcome]) -> Outcome:
@@ -458,7 +485,14 @@ def solved(trials: Trials, row: Row, others: Settings = MappingProxyType({})) ->
     ways = _ways(trials, row, others)
     if ways is None or not trials.fits({**others, **ways.at(1)}):
         return None
-    found = largest(lambda n: trials.fits({**others, **ways.at(n)}), ways.most, _hint(trials, ways, others))
+    fitting = [1]
+
+    def fits(n: int) -> bool:
+        does = trials.fits({**others, **ways.at(n)})
+        fitting.extend([n] if does else [])
+        return does
+
+    found = largest(fits, ways.most, lambda: _hint(trials, ways, others, fitting[-1]))
     old, new = trials.run(others), found and trials.run({**others, **ways.at(found)})
     return ways.at(found) if found and old and new and row.is_new(old.plan, new.plan) else None
 
@@ -477,13 +511,19 @@ def _clash(settings: Settings, others: Settings) -> bool:
     return not settings.keys().isdisjoint(others)
 
 
-def _hint(trials: Trials, ways: Ways, others: Settings) -> int:
-    """Where the limit would be if the bytes were linear in the load."""
-    most, least = (trials.margin({**others, **ways.at(n)}) for n in (ways.most, 1))
-    if ways.most == 1 or most is None or least is None or most >= 0 or most >= least:
+def _hint(trials: Trials, ways: Ways, others: Settings, fitting: int) -> int:
+    """Where the limit would be if the bytes were linear in the load, and as much more reserved as where it fits."""
+    if ways.most == 1:
+        return 1
+    try:
+        least, reserved = trials.sizes({**others, **ways.at(fitting)})
+        first, last = (trials.at_least({**others, **ways.at(n)}) for n in (1, ways.most))
+    except InvalidValueError:
+        return 1
+    if last <= first:
         return ways.most
-    first, last = ways.load(1), ways.load(ways.most)
-    load = first + (last - first) * (least / (least - most))
+    share = Fraction(trials.limit * least // reserved - first, last - first)
+    load = ways.load(1) + (ways.load(ways.most) - ways.load(1)) * float(share)
     return min(max(bisect_right(range(1, ways.most + 1), load, key=ways.load), 1), ways.most)
 
 
@@ -501,7 +541,7 @@ def _change(trials: Trials, parts: Sequence[Found]) -> Change:
     }
     return Change(
         settings,
-        max((part.row.cost for part in parts), key=COSTS.index),
+        max((part.row.cost for part in parts), key=COSTS.index, default="nothing"),
         tuple(part.row.note.format(**words) for part in parts),
         tuple(part.row.alters.format(**words) for part in parts if part.row.alters),
         tried.outcomes,
@@ -518,7 +558,7 @@ def suggest(
     trials = Trials(model, overrides, asked, rooms, totals)
     larger = trials.larger()
     if not trials.may_fit(trials.asked.spec, SMALLEST):
-        return Suggestions(weights=weights_of(trials.asked.spec, SMALLEST).requested, larger=larger)
+        return Suggestions(weights=weights_of(trials.asked.spec, SMALLEST), larger=larger)
     if found := list(_singles(trials)):
         return Suggestions(tuple(_change(trials, [part]) for part in found), larger=larger)
     most = [_most(trials, rows) for rows in (PAIRED, [row for row in PAIRED if row is not IN_BACKWARD])]

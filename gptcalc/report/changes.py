@@ -192,12 +192,13 @@ def _row(change: Change) -> tuple[Value, ...]:
     fit = change.tightest.fit
     left, sign = fit.margin.low, "−" if fit.margin.low < 0 else ""
     size = f"{sign}{format_bytes(abs(left))}"
-    return options(change.settings), COSTS[change.cost], fit.needed.high, format_signed(left), size, _note(change)
+    typed = options(change.settings) or "as it is"
+    return typed, COSTS[change.cost], fit.needed.high, format_signed(left), size, _note(change)
 
 
 def _note(change: Change) -> str:
     """What it does, and what is other after it."""
-    does = "; and ".join(change.notes) if len(change.notes) > 1 else change.notes[0]
+    does = "; and ".join(change.notes) or "no change takes less"
     return f"{does}. Alters: {'; '.join(change.alters)}" if change.alters else does
 
 
