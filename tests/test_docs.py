@@ -10,6 +10,7 @@ from support import ROOT, gptcalc
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OUTPUTS = re.findall(r"<!-- output: (gptcalc .*?) -->\n```text\n(.*?)```", README, re.DOTALL)
+EXCERPTS = re.findall(r"<!-- excerpt: (gptcalc .*?) -->\n```text\n(.*?)\n```", README, re.DOTALL)
 
 
 def printed(command: str) -> str:
@@ -24,6 +25,12 @@ def test_the_output_in_the_readme_is_real(command: str, shown: str) -> None:
         pytest.importorskip("transformers")
 
     assert _any_version(printed(command)) == _any_version(shown)
+
+
+@pytest.mark.parametrize(("command", "shown"), EXCERPTS, ids=[command for command, _ in EXCERPTS])
+def test_an_excerpt_in_the_readme_is_real(command: str, shown: str) -> None:
+    """It is a whole paragraph of what its command prints today."""
+    assert f"\n\n{shown}\n\n" in printed(command)
 
 
 def _any_version(text: str) -> str:
@@ -82,6 +89,12 @@ def write() -> None:
     for command, shown in OUTPUTS:
         head = f"<!-- output: {command} -->\n```text\n"
         text = text.replace(head + shown + "```", head + printed(command) + "```")
+    for command, shown in EXCERPTS:
+        start = shown.splitlines()[0]
+        paragraph = next(part for part in printed(command).split("\n\n") if part.startswith(start))
+        text = text.replace(
+            f"<!-- excerpt: {command} -->\n```text\n{shown}\n", f"<!-- excerpt: {command} -->\n```text\n{paragraph}\n"
+        )
     (ROOT / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -233,7 +233,9 @@ ROWS: tuple[Row, ...] = (
         "torch's own choice of kernel, faster where it keeps no scores; the same up to rounding",
     ),
     Row("nothing", _impl("fused"), "the same update in one kernel, without copies of all weights"),
-    Row("nothing", _to(expandable_segments=True), "segments that grow, with fewer gaps: in PYTORCH_ALLOC_CONF, on Linux"),
+    Row(
+        "nothing", _to(expandable_segments=True), "segments that grow, with fewer gaps: in PYTORCH_ALLOC_CONF, on Linux"
+    ),
     IN_BACKWARD,
     Row(
         "time",
@@ -254,7 +256,7 @@ ROWS: tuple[Row, ...] = (
         _to(checkpointing="full"),
         "each block runs again in the backward pass: one more forward pass, about a third more work a step",
     ),
-    Row("time", _served, "{new.batch:,} sequences at once, not {old.batch:,}: fewer answers in the same time"),
+    Row("time", _served, "{new.batch:,} of {old.batch:,} sequences at once: fewer answers in the same time"),
     Row(
         "quality",
         _autocast,
@@ -296,7 +298,7 @@ ROWS: tuple[Row, ...] = (
         "quality",
         _fewer_in_micro_batches,
         "{new.grad_accum:,} micro-batches of {new.batch:,}, the largest that fit",
-        "{sequences:,} sequences a step, not {before:,}",
+        "{sequences:,} of {before:,} sequences a step",
         pairs=False,
         is_new=lambda old, new: (old.batch * old.grad_accum) % new.batch > 0 and new.grad_accum > old.grad_accum,
     ),
@@ -304,7 +306,7 @@ ROWS: tuple[Row, ...] = (
         "quality",
         _batch,
         "a smaller batch",
-        "{sequences:,} sequences a step, not {before:,}: noisier gradients, and another learning rate may suit",
+        "{sequences:,} of {before:,} sequences a step: noisier gradients, and another learning rate may suit",
     ),
     Row(
         "quality",

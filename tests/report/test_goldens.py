@@ -28,6 +28,7 @@ SIDES = {
     "compare": ["compare", "gpt2", "gpt2:n_layers=24,d_model=1024", "llama-3-8b", "--batch", "8"],
     "design": ["design", "--params", "350M"],
     "memory-gpu": ["memory", "gpt2", "--gpu", "m3-max-40c", "--budget", "16GiB", "--batch", "8"],
+    "memory-changes": ["memory", "gpt2", "--gpu", "8GiB", "--batch", "8", "--mode", "training"],
     "memory-max": ["memory", "gpt2-xl", "--gpu", "rtx-4090", "--max", "batch"],
     "gpus": ["gpus", "--common"],
     "gpus-show": ["gpus", "show", "rtx-4090"],
