@@ -1,12 +1,14 @@
 """What is asked of a run beside its figures: whether it fits a device, or a budget, and how large it may be there."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc.ledger.asked import Asked, Spelled, solved_for
 from gptcalc.ledger.fit import Fit, Room, budget, fit, room
-from gptcalc.ledger.largest import Largest
 from gptcalc.ledger.memory import Mode, ModeName
+
+if TYPE_CHECKING:
+    from gptcalc.ledger.largest import Largest
 
 
 class Questions(NamedTuple):
@@ -27,7 +29,7 @@ class Answer(NamedTuple):
 
     mode: ModeName
     fits: tuple[Fit, ...]
-    largest: Largest | None = None
+    largest: "Largest | None" = None
 
     @property
     def does(self) -> bool:
@@ -56,6 +58,6 @@ def questions(asked: Asked, spelled: Spelled = str) -> Questions:
     return Questions(rooms.get("gpu"), rooms.get("budget"), solved_for(asked, spelled))
 
 
-def answer(mode: Mode, rooms: tuple[Room, ...], largest: Largest | None = None) -> Answer:
+def answer(mode: Mode, rooms: tuple[Room, ...], largest: "Largest | None" = None) -> Answer:
     """Whether a mode fits each of the rooms."""
     return Answer(mode.name, tuple(fit(mode.totals, each) for each in rooms), largest)

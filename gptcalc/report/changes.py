@@ -1,15 +1,18 @@
 """What would make a run fit, as words, as tables and as JSON."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from typing_extensions import TypedDict
 
 from gptcalc.allocator import Figures
 from gptcalc.ledger.asked import SETTINGS
-from gptcalc.ledger.changes import SMALLEST, Change, Settings, Suggestions
-from gptcalc.ledger.fit import Range, Room
 from gptcalc.report.document import Column, Table, Value
 from gptcalc.units import format_bytes, format_count, format_signed
+
+if TYPE_CHECKING:
+    from gptcalc.ledger.changes import Change, Settings, Suggestions
+    from gptcalc.ledger.fit import Range, Room
 
 #: Pairs that the table shows; JSON has all.
 MOST_SHOWN = 8
@@ -95,7 +98,7 @@ class ChangesJSON(TypedDict):
     larger: LargerJSON | None
 
 
-def options(settings: Settings) -> str:
+def options(settings: "Settings") -> str:
     """Settings as they are typed."""
     return " ".join(_option(field, value) for field, value in settings.items())
 
@@ -112,7 +115,7 @@ def _option(field: str, value: object) -> str:
 # --- As JSON ---------------------------------------------------------------------------------------------------------
 
 
-def changes_json(found: Suggestions) -> ChangesJSON:
+def changes_json(found: "Suggestions") -> ChangesJSON:
     """Every change as plain values; integers stay integers."""
     return {
         "singles": [_change_json(change) for change in found.singles],
@@ -124,7 +127,7 @@ def changes_json(found: Suggestions) -> ChangesJSON:
     }
 
 
-def _change_json(change: Change) -> ChangeJSON:
+def _change_json(change: "Change") -> ChangeJSON:
     fits: list[SuggestedFitJSON] = [
         {
             "mode": outcome.mode,
@@ -161,18 +164,18 @@ def _figures_json(figures: Figures) -> SuggestedFiguresJSON:
     }
 
 
-def _span(found: Range) -> SpanJSON:
+def _span(found: "Range") -> SpanJSON:
     return {"low": found.low, "high": found.high}
 
 
-def _larger_json(room: Room) -> LargerJSON:
+def _larger_json(room: "Room") -> LargerJSON:
     return {"gpu": room.name, "title": room.title, "capacity": room.capacity}
 
 
 # --- As a document ---------------------------------------------------------------------------------------------------
 
 
-def changes_tables(found: Suggestions) -> Iterator[Table]:
+def changes_tables(found: "Suggestions") -> Iterator[Table]:
     """The changes, the cheapest first; or what comes closest."""
     if found.singles:
         yield _table("What would make it fit, each by itself", found.singles)
@@ -184,11 +187,11 @@ def changes_tables(found: Suggestions) -> Iterator[Table]:
         yield _table("Nothing makes it fit; what comes closest", [found.closest])
 
 
-def _table(title: str, changes: Sequence[Change]) -> Table:
+def _table(title: str, changes: "Sequence[Change]") -> Table:
     return Table(title, _COLUMNS, tuple(_row(change) for change in changes))
 
 
-def _row(change: Change) -> tuple[Value, ...]:
+def _row(change: "Change") -> tuple[Value, ...]:
     fit = change.tightest.fit
     left, sign = fit.margin.low, "−" if fit.margin.low < 0 else ""
     size = f"{sign}{format_bytes(abs(left))}"
@@ -196,14 +199,16 @@ def _row(change: Change) -> tuple[Value, ...]:
     return typed, COSTS[change.cost], fit.needed.high, format_signed(left), size, _note(change)
 
 
-def _note(change: Change) -> str:
+def _note(change: "Change") -> str:
     """What it does, and what is other after it."""
     does = "; and ".join(change.notes) or "no change takes less"
     return f"{does}. Alters: {'; '.join(change.alters)}" if change.alters else does
 
 
-def changes_notes(found: Suggestions, rooms: Sequence[Room]) -> Iterator[str]:
+def changes_notes(found: "Suggestions", rooms: "Sequence[Room]") -> Iterator[str]:
     """What the tables do not say: what lacks, and where the run would fit as it is."""
+    from gptcalc.ledger.changes import SMALLEST
+
     if found.singles or found.pairs or found.together:
         yield (
             "Each change was asked of the engine: with its options added the exit code is 0; a number is the limit,"
@@ -231,7 +236,7 @@ def changes_notes(found: Suggestions, rooms: Sequence[Room]) -> Iterator[str]:
         yield "As it is no single NVIDIA GPU of 'gptcalc gpus' holds it: several that share a model are not modelled."
 
 
-def _in(room: Room) -> str:
+def _in(room: "Room") -> str:
     if room.budgeted or room.source == "given":
         return f"in {room.title}"
     return f"on the {room.title}"

@@ -1,17 +1,20 @@
 """Whether a run fits a device or a budget, as words, as a table and as JSON."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from typing_extensions import TypedDict
 
-from gptcalc.ledger.answer import Answer
-from gptcalc.ledger.fit import Fit, Range, Room
-from gptcalc.ledger.largest import Largest, Step
 from gptcalc.ledger.memory import CONTEXT
 from gptcalc.plan import Plan
 from gptcalc.report.document import Column, Table, Value
 from gptcalc.report.timeline import KINDS
 from gptcalc.units import format_bytes, format_count, format_signed
+
+if TYPE_CHECKING:
+    from gptcalc.ledger.answer import Answer
+    from gptcalc.ledger.fit import Fit, Range, Room
+    from gptcalc.ledger.largest import Largest, Step
 
 #: Who says how much there is, after the amount.
 SOURCES = {
@@ -68,7 +71,7 @@ class FitJSON(TypedDict):
     notes: list[str]
 
 
-def fit_json(fit: Fit, plan: Plan) -> FitJSON:
+def fit_json(fit: "Fit", plan: Plan) -> FitJSON:
     """A fit as plain values; integers stay integers."""
     room = fit.room
     return {
@@ -86,12 +89,12 @@ def fit_json(fit: Fit, plan: Plan) -> FitJSON:
     }
 
 
-def range_json(found: Range) -> RangeJSON:
+def range_json(found: "Range") -> RangeJSON:
     """A range by name."""
     return {"low": found.low, "high": found.high}
 
 
-def rooms(answers: Sequence[Answer]) -> dict[Room, list[tuple[str, Fit]]]:
+def rooms(answers: "Sequence[Answer]") -> "dict[Room, list[tuple[str, Fit]]]":
     """Each device and budget, with the modes that were held against it."""
     found: dict[Room, list[tuple[str, Fit]]] = {}
     for answer in answers:
@@ -100,14 +103,14 @@ def rooms(answers: Sequence[Answer]) -> dict[Room, list[tuple[str, Fit]]]:
     return found
 
 
-def where(room: Room) -> str:
+def where(room: "Room") -> str:
     """A device or budget behind a preposition."""
     if room.budgeted:
         return f"in {room.title}"
     return f"on {room.title}" if room.source == "given" else f"on the {room.title}"
 
 
-def headline(name: str, answers: Sequence[Answer]) -> str:
+def headline(name: str, answers: "Sequence[Answer]") -> str:
     """The answer in one line: each mode in each room, with the margin."""
     found = [
         f"{where(room)}: {'; '.join(f'{mode} {fit.verdict}, {margin_words(fit.margin)}' for mode, fit in own)}"
@@ -121,7 +124,7 @@ def _clause(name: str) -> str:
     return f"{name}," if ", " in name else name
 
 
-def margin_words(margin: Range) -> str:
+def margin_words(margin: "Range") -> str:
     """What is left over, or what lacks: `1.20 GiB to 1.50 GiB left`."""
     if margin.low >= 0:
         return f"{_span(margin.low, margin.high)} left"
@@ -139,7 +142,7 @@ def _span(low: int, high: int) -> str:
     return f"{number if unit == other else small} to {large}"
 
 
-def uncertainty(answers: Sequence[Answer]) -> Iterator[str]:
+def uncertainty(answers: "Sequence[Answer]") -> Iterator[str]:
     """What the distance between both margins is made of, where there is one."""
     for room, own in rooms(answers).items():
         if room.budgeted:
@@ -149,7 +152,7 @@ def uncertainty(answers: Sequence[Answer]) -> Iterator[str]:
         yield f"uncertain {where(room)}: {'; '.join(parts)}"
 
 
-def _made_of(fit: Fit) -> str:
+def _made_of(fit: "Fit") -> str:
     """The parts of the distance between both margins."""
     room, context = fit.room, CONTEXT[1] - CONTEXT[0]
     kept = room.usable.high - room.usable.low
@@ -161,7 +164,7 @@ def _made_of(fit: Fit) -> str:
     return ", ".join(f"{format_bytes(amount)} {what}" for what, amount in parts.items() if amount)
 
 
-def fit_tables(answers: Sequence[Answer]) -> Iterator[Table]:
+def fit_tables(answers: "Sequence[Answer]") -> Iterator[Table]:
     """For each device and budget what there is, what each mode needs of it and what that leaves."""
     for room, own in rooms(answers).items():
         found: list[tuple[Value, ...]] = [
@@ -178,11 +181,11 @@ def fit_tables(answers: Sequence[Answer]) -> Iterator[Table]:
         yield Table(f"Does it fit {where(room)}?" if not room.budgeted else title, _COLUMNS, tuple(found))
 
 
-def _row(what: str, found: Range, note: str) -> tuple[Value, ...]:
+def _row(what: str, found: "Range", note: str) -> tuple[Value, ...]:
     return what, found.low, found.high, _span(found.low, found.high), note
 
 
-def _signed_size(margin: Range) -> str:
+def _signed_size(margin: "Range") -> str:
     if margin.low >= 0:
         return _span(margin.low, margin.high)
     return (
@@ -194,7 +197,7 @@ def _negative(amount: int) -> str:
     return f"{'−' if amount < 0 else ''}{format_bytes(abs(amount))}"
 
 
-def _usable(room: Room) -> str:
+def _usable(room: "Room") -> str:
     if room.source == "now free":
         return "free at this moment"
     if room.usable.low == room.usable.high:
@@ -204,14 +207,14 @@ def _usable(room: Room) -> str:
     return "less what a driver keeps, at most"
 
 
-def _needed(room: Room) -> str:
+def _needed(room: "Room") -> str:
     if room.budgeted:
         return "what is reserved"
     low, high = map(format_bytes, CONTEXT)
     return f"allocated, context {low}; reserved, context {high}"
 
 
-def room_notes(room: Room, plan: Plan) -> Iterator[str]:
+def room_notes(room: "Room", plan: Plan) -> Iterator[str]:
     """What is particular to a device."""
     if room.guess:
         yield f"only probably: {room.guess}"
@@ -238,12 +241,12 @@ def numbered(what: str, value: int) -> str:
     return words.replace("layers", "layer").replace("tokens", "token") if value == 1 else words
 
 
-def solved(answers: Sequence[Answer]) -> list[Largest]:
+def solved(answers: "Sequence[Answer]") -> "list[Largest]":
     """What was solved for, mode by mode."""
     return [answer.largest for answer in answers if answer.largest is not None]
 
 
-def max_headline(name: str, answers: Sequence[Answer]) -> str:
+def max_headline(name: str, answers: "Sequence[Answer]") -> str:
     """The largest of each mode, or what even the smallest lacks."""
     found, own = solved(answers), rooms(answers)
     what = WORDS[found[0].what]
@@ -258,12 +261,12 @@ def max_headline(name: str, answers: Sequence[Answer]) -> str:
     return f"{_clause(name)} {' and '.join(map(where, own))}: {'; '.join(parts)}"
 
 
-def _lacking(largest: Largest, step: Step) -> str:
+def _lacking(largest: "Largest", step: "Step") -> str:
     """What the smallest lacks."""
     return f"even {numbered(largest.what, step.value)} lacks {format_bytes(step.excess)}"
 
 
-def bindings(answers: Sequence[Answer]) -> Iterator[str]:
+def bindings(answers: "Sequence[Answer]") -> Iterator[str]:
     """What grows with the next step, or why there is none."""
     for each in solved(answers):
         if each.limit:
@@ -276,7 +279,7 @@ def bindings(answers: Sequence[Answer]) -> Iterator[str]:
             yield f"what binds in {each.mode}: {numbered(each.what, each.beyond.value)} has {kinds}"
 
 
-def max_tables(answers: Sequence[Answer]) -> Iterator[Table]:
+def max_tables(answers: "Sequence[Answer]") -> Iterator[Table]:
     """For each mode the largest and the next one: what each may need, and what that leaves of what there surely is."""
     for each in solved(answers):
         what = WORDS[each.what]
@@ -305,7 +308,7 @@ def max_tables(answers: Sequence[Answer]) -> Iterator[Table]:
         yield Table(title, columns, tuple(found))
 
 
-def max_notes(answers: Sequence[Answer], plan: Plan) -> Iterator[str]:
+def max_notes(answers: "Sequence[Answer]", plan: Plan) -> Iterator[str]:
     """Whether what is shown below is the run of that size."""
     found = solved(answers)
     if len({each.value for each in found}) > 1:
@@ -315,12 +318,12 @@ def max_notes(answers: Sequence[Answer], plan: Plan) -> Iterator[str]:
         )
 
 
-def max_json(largest: Largest) -> MaxJSON:
+def max_json(largest: "Largest") -> MaxJSON:
     """What was solved for as plain values."""
     return {"what": largest.what, "value": largest.value, "binding": [kind for kind, _ in largest.binding]}
 
 
-def mode_notes(largest: Largest | None) -> Iterator[str]:
+def mode_notes(largest: "Largest | None") -> Iterator[str]:
     """What the answer of a mode does not say in numbers."""
     if largest is None:
         return
@@ -330,7 +333,7 @@ def mode_notes(largest: Largest | None) -> Iterator[str]:
         yield _lacking(largest, largest.beyond)
 
 
-def fit_cells(answer: Answer | None) -> dict[str, Value]:
+def fit_cells(answer: "Answer | None") -> dict[str, Value]:
     """The answer as cells of a record."""
     found: dict[str, Value] = {}
     for name, fit in (("gpu", answer.gpu), ("budget", answer.budget)) if answer else ():

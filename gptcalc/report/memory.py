@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held, Kind
-from gptcalc.ledger.answer import Answer
-from gptcalc.ledger.changes import Suggestions
 from gptcalc.ledger.components import COMPONENTS, component_label
 from gptcalc.ledger.memory import Memory, Mode, ModeName, Phase
 from gptcalc.ledger.parameters import parameters
@@ -41,6 +39,10 @@ from gptcalc.report.memory_data import (
 )
 from gptcalc.report.timeline import KINDS, draw
 from gptcalc.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from gptcalc.ledger.answer import Answer
+    from gptcalc.ledger.changes import Suggestions
 
 WORDS = (
     "requested: the bytes asked for; rounded: each request up to a multiple of 512; allocated: the blocks handed out;"
@@ -107,8 +109,8 @@ def memory_document(
     model: Resolved,
     memory: Memory,
     view: View,
-    answers: Sequence[Answer] = (),
-    changes: Suggestions | None = None,
+    answers: "Sequence[Answer]" = (),
+    changes: "Suggestions | None" = None,
 ) -> Document:
     """The answer, where something was asked, what would change it, and a section for each mode."""
     return Document(
@@ -138,7 +140,7 @@ def _name(model: Resolved) -> str:
     return f"{model.title}, changed" if model.changed else model.title
 
 
-def _answer(name: str, answers: Sequence[Answer]) -> str:
+def _answer(name: str, answers: "Sequence[Answer]") -> str:
     return max_headline(name, answers) if solved(answers) else headline(name, answers)
 
 
@@ -156,7 +158,7 @@ def _peak(mode: Mode) -> str:
     return f"{mode.name}: {size} at the peak ({format_count(total)} bytes requested), in {mode.phase}, at {mode.moment}"
 
 
-def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str], answers: Sequence[Answer]) -> Iterator[str]:
+def _heading(model: Resolved, memory: Memory, defaulted: Sequence[str], answers: "Sequence[Answer]") -> Iterator[str]:
     """The dims, where they come from, what was changed; then what the figures speak of."""
     plan, modes = memory.plan, {mode.name for mode in memory.modes}
     dims, *rest = model_heading(model, parameters(model.spec))
@@ -373,7 +375,7 @@ def _drawing(mode: Mode) -> Drawing:
     return Drawing(f"Bytes alive over {what}", lambda width: draw(mode.timeline, width))
 
 
-def _notes(model: Resolved, memory: Memory, view: View, answers: Sequence[Answer]) -> Iterator[str]:
+def _notes(model: Resolved, memory: Memory, view: View, answers: "Sequence[Answer]") -> Iterator[str]:
     """What is particular to the answer, what the words mean, what is not in it, what to try."""
     devices = [note for room in rooms_of(answers) for note in room_notes(room, memory.plan)]
     for note in (*devices, *model.notes, *beyond_context(model, memory.plan), *_mode_notes(memory)):

@@ -1,7 +1,7 @@
 """`gptcalc memory` as plain data: what JSON and csv print, at every depth."""
 
 from collections.abc import Iterator, Sequence
-from typing import NotRequired
+from typing import TYPE_CHECKING, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -9,8 +9,6 @@ from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.formula import Formula
 from gptcalc.ledger.alive import Held
-from gptcalc.ledger.answer import Answer
-from gptcalc.ledger.changes import Suggestions
 from gptcalc.ledger.memory import Memory, Mode, Phase, every_phase
 from gptcalc.plan import Plan
 from gptcalc.report.changes import ChangesJSON, changes_json
@@ -19,6 +17,10 @@ from gptcalc.report.count_data import heading_notes, model_json
 from gptcalc.report.document import Column, Table, Value
 from gptcalc.report.fits import FitJSON, MaxJSON, RangeJSON, fit_cells, fit_json, max_json, max_notes, mode_notes
 from gptcalc.units import format_count
+
+if TYPE_CHECKING:
+    from gptcalc.ledger.answer import Answer
+    from gptcalc.ledger.changes import Suggestions
 
 #: Micro-batches that do the same and are listed all the same.
 MOST_LISTED = 64
@@ -221,9 +223,9 @@ def memory_json(  # noqa: PLR0913  what is printed
     memory: Memory,
     depth: int,
     command: str = "",
-    answers: Sequence[Answer] = (),
+    answers: "Sequence[Answer]" = (),
     *,
-    changes: Suggestions | None = None,
+    changes: "Suggestions | None" = None,
 ) -> MemoryJSON:
     """The ledger as a dictionary of plain values; integers stay integers."""
     answer = plan_json(model, memory.plan, command)
@@ -360,7 +362,7 @@ def beyond_context(model: Resolved, plan: Plan) -> Iterator[str]:
         )
 
 
-def memory_table(memory: Memory, depth: int, answers: Sequence[Answer] = ()) -> Table:
+def memory_table(memory: Memory, depth: int, answers: "Sequence[Answer]" = ()) -> Table:
     """One record a line, with the mode that it belongs to, and that mode's answer."""
     first = ("mode", "key", "label", "kind", "component", "op", "dtype")
     keys = (*first, "formula", "numbers", "tensors", "amount", "share", "why", "source")

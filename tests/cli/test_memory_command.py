@@ -330,6 +330,15 @@ def test_count_pays_nothing_for_memory() -> None:
     assert done.stderr.splitlines()[-1] == "0 []"
 
 
+def test_a_run_alone_pays_nothing_for_questions() -> None:
+    """Without a GPU, a budget or what is solved for, neither the GPUs nor any search is opened."""
+    names = {f"gptcalc.{name}" for name in ("gpus", "ledger.answer", "ledger.changes", "ledger.fit", "ledger.largest")}
+    code = IMPORTS.format(arguments=["memory", "--n-layers", "1"], names=names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stderr.splitlines()[-1] == "0 []"
+
+
 def test_the_schema_is_printed() -> None:
     """`gptcalc schema memory` has both modes and the stage, none of which must be there."""
     schema = json.loads(gptcalc("schema", "memory").stdout)
