@@ -52,6 +52,14 @@ def _norm(part: Mapping[str, Any], dims: Dims, over: str, heads: tuple[int, int]
     return make(part, dims._replace(d_model=count * size if over == "all" else size))
 
 
+def _side_by_side(joined: Tensor, *, dense: bool) -> Tensor:
+    """The weighted values of all heads, (B, T, N·H); `dense` where a bias is added to them by torch's `linear`.
+
+    It does so in the kernel of the product for dense rows alone, which one head's are not that a kernel computed wider.
+    """
+    return joined.flatten(2).contiguous() if dense else joined.flatten(2)
+
+
 def _gated(joined: Tensor, gate: Tensor | None) -> Tensor:
     """The weighted values (B, T, N·H), each through its gate."""
     return joined if gate is None else joined * gate.sigmoid()
@@ -177,9 +185,8 @@ class MultiHeadAttention(Itemised):
         )
         joined = joined.transpose(1, 2)
         project = self.child(self.out_name)
-        # One head's values may be cut out of a wider kernel's: `linear` adds a bias in its kernel to dense rows alone.
-        flat = joined.flatten(2) if project.bias is None or project.transposed else joined.flatten(2).contiguous()
-        output: Tensor = project(_gated(flat, gate))
+        dense = project.bias is not None and not project.transposed
+        output: Tensor = project(_gated(_side_by_side(joined, dense=dense), gate))  # which no name keeps
         return ops.dropout(output, self.residual_dropout, self.training)
 
     def _backend(self, asked: str) -> str:
