@@ -116,8 +116,8 @@ class _Seen(NamedTuple):
     held: int
 
 
-#: A number that is tried before anything is known.
-FIRST = 8
+#: A number that is tried before anything is known, and from where on a power of four is asked for how much is held.
+FIRST, ANCHORED = 8, 16
 #: How many secants lead to a hint at most; a step by less than this part of a number is the last.
 SECANTS, NEAR = 4, 50
 
@@ -126,15 +126,15 @@ def _hint(course: Course, limit: int, seen: Sequence[_Seen], allowed: tuple[int,
     """A number with which about `limit` bytes are held, of those that are allowed.
 
     What is asked for at once is quickly found. About as much more is held of it as with the number that was seen last,
-    or with a power of two, which may serve other limits too.
+    or with a power of four, which may serve other limits too.
     """
     fewest, most = allowed
     try:
         if not seen:
             start = max(FIRST, fewest) if course.weights < limit else fewest
-            if course.at_least(start) > limit and course.at_least(fewest) > limit:
-                return fewest
             near = _where(course, limit, min(start, most), allowed)
+            if near < ANCHORED:
+                return near
             anchor = max(1 << (near.bit_length() - 1) // 2 * 2, fewest)
             seen = [_Seen(anchor, course(anchor).reserved)]
         number, held = seen[-1]
