@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from gptcalc import api
 from gptcalc.cli.app import run
 from gptcalc.report.changes import options
+from gptcalc.report.formats import Format, render
 from gptcalc.report.schema import json_schema
 
 if TYPE_CHECKING:
@@ -132,26 +133,36 @@ def test_settings_are_spelled_as_options(settings: dict[str, object], typed: str
     assert options(settings) == typed
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("gpt2 --gpu 8GiB --batch 8", ["What would make it fit, each by itself", "--chunked-loss 2", "Alters:"]),
-        (WITH_PAIRS, ["No single change is enough; pairs that are"]),
-        (
-            "deepseek-v3 --gpu h100 --mode inference",
-            ["the weights alone take 1.22 TiB in bf16", "no single NVIDIA GPU"],
-        ),
-        ("gpt2-xl --gpu 4GiB --mode training", ["Nothing makes it fit; what comes closest", "Even so training lacks"]),
-    ],
-)
-@pytest.mark.parametrize("width", [60, 80, 200])
+#: What is shown of runs that do not fit: single changes, pairs, weights that are too large, and what comes closest.
+SHOWN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "singles": (
+        {"model": "gpt2", "gpu": "8GiB", "batch": 8, "mode": "training"},
+        ["What would make it fit, each by itself", "--chunked-loss 2", "Alters: 6 of 8 sequences a step"],
+    ),
+    "pairs": (
+        {"model": "gpt2", "gpu": "3GiB", "batch": 4, "mode": "training", "precision": "fp32", "amsgrad": True},
+        ["No single change is enough; pairs that are", "; and "],
+    ),
+    "weights": (
+        {"model": "deepseek-v3", "gpu": "h100", "mode": "inference"},
+        ["the weights alone take 1.22 TiB in bf16", "no single NVIDIA GPU"],
+    ),
+    "closest": (
+        {"model": "gpt2", "gpu": "1GiB", "mode": "training"},
+        ["Nothing makes it fit; what comes closest", "Even so training lacks"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), SHOWN.values(), ids=SHOWN.keys())
 def test_the_answer_is_read_at_any_width(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str, words: list[str], width: int
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: list[str]
 ) -> None:
     """No line is longer than the terminal, and what a change alters is never dropped."""
-    monkeypatch.setenv("COLUMNS", str(width))
-    assert run(["memory", *shlex.split(line)]) == 1
-    text = capsys.readouterr().out
-    whole = " ".join(text.split())
-    assert all(word in whole for word in words), text
-    assert max(map(len, text.splitlines())) <= width
+    document = api.memory(**settings).document()
+    for width in (60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        text = render(Format.TABLE, lambda: document, dict)
+        whole = " ".join(text.split())
+        assert all(word in whole for word in words), text
+        assert max(map(len, text.splitlines())) <= width
