@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptcalc.catalog import resolve
 from gptcalc.ledger.asked import settle, with_dropout
-from gptcalc.ledger.changes import BF16_SINCE, COSTS, LEAST_OF_SEQ, MOST_CHUNKS, ROWS, Change, Run, Suggestions, suggest
+from gptcalc.ledger.changes import BF16_SINCE, COSTS, LEAST_OF_SEQ, ROWS, Change, Run, Suggestions, suggest
 from gptcalc.ledger.fit import Room, budget, fit, room
 from gptcalc.ledger.totals import Totals
 
@@ -291,11 +291,9 @@ def test_pure_training_in_fp16_is_never_suggested() -> None:
     ]
 
 
-def test_numbers_stay_within_what_a_practitioner_would_ask_for() -> None:
-    """No more chunks than pay, and no sequence shorter than a sixteenth."""
+def test_a_sequence_is_not_cut_to_less_than_a_sixteenth() -> None:
+    """A shorter one would do, and is not suggested."""
     overrides, run = parted({"batch": 16})
-    for share in (2, 3, 5):
-        found = suggested(overrides, run, needs(overrides, run) // share)
-        for change in (*found.singles, *found.pairs):
-            assert int(str(change.settings.get("chunked_loss", 1))) <= MOST_CHUNKS
-            assert int(str(change.settings.get("seq", 1024))) >= 1024 // LEAST_OF_SEQ
+    size = needs(overrides, {**run, "seq": 1024 // LEAST_OF_SEQ - 24})
+    assert needs(overrides, {**run, "seq": 1024 // LEAST_OF_SEQ}) > size
+    assert not [change for change in suggested(overrides, run, size).singles if "seq" in change.settings]
