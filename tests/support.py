@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
+
+from gptcalc.cli.app import run
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
@@ -24,6 +27,17 @@ def gptcalc(*arguments: str, cwd: Path | None = None, **environment: str | None)
     return subprocess.run(
         command, capture_output=True, text=True, encoding="utf-8", check=False, env=variables, cwd=cwd, timeout=120
     )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one clear error of a request that cannot be answered."""
+    code = run([*arguments])
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")
+    assert 1 <= len(shown.err.splitlines()) <= 2
+    assert len(shown.err) < 600
+    assert "bug" not in shown.err
+    return shown.err
 
 
 def facts() -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import refused
 
 from gptcalc import api
 from gptcalc.catalog import resolve
@@ -69,17 +70,6 @@ def answered(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     assert (code, shown.err) == (0, "")
     found: dict[str, Any] = json.loads(shown.out)
     return found
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one clear error of a request that cannot be answered."""
-    code = run([*arguments])
-    shown = capsys.readouterr()
-    assert (code, shown.out) == (2, "")
-    assert 1 <= len(shown.err.splitlines()) <= 2
-    assert len(shown.err) < 600
-    assert "bug" not in shown.err
-    return shown.err
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".json"])
