@@ -20,6 +20,8 @@ from gptcalc.spec import Spec
 from gptcalc.tape.replay import replay
 from gptcalc.witness.trace import trace_training
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 GPT2_XL = ("gpt2-xl", 48, 1600)
 
 

@@ -24,6 +24,8 @@ from gptcalc.witness import trace as tracing  # noqa: E402  it opens torch
 if TYPE_CHECKING:
     from gptcalc.spec import Spec
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 #: A step of it allocates nothing in the optimizer.
 PLAN = Plan(batch=3, seq=13, attention="flash", optimizer="sgd", optimizer_impl="fused")
 #: What a loop does beside the plain one.
