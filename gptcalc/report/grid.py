@@ -342,10 +342,9 @@ def _defaulted(grid: Grid, asking: Asking) -> list[str]:
 def _closest(grid: Grid, *, titled: bool) -> str:
     """Of a grid in which nothing fits, what lacks least."""
     own = "" if titled else f"{_nowhere(grid)}; "
-    if grid.closest is None or grid.closest[1].fit is None:
+    if grid.closest is None or (fit := grid.closest[1].fit) is None:
         return f"{own}nothing is known of it: {grid.rows[0].cells[0].refused}"
     row, cell = grid.closest
-    fit = cell.fit
     which = f"{_name(row.model)}, " if grid.of == "gpu" else ""
     where = f"{'probably ' if row.room.guess else ''}{row.room.name}, where " if grid.of == "model" else ""
     letter = LETTERS[grid.what]
