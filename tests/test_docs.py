@@ -45,6 +45,7 @@ def test_there_are_outputs_to_check() -> None:
         "count",
         "check",
         "memory",
+        "fit",
         "compare",
         "design",
         "claims",
