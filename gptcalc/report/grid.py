@@ -441,13 +441,14 @@ def _not_listed(grid: Grid, *, named: bool) -> Iterator[str]:
         return
     of = f"{_called(grid)}: " if named else ""
     if grid.of == "model":
-        names = [row.room.name for row in rows]
-        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
-        yield f"{of}fits in no way on {listed}."
+        yield f"{of}fits in no way on {_listed([row.room.name for row in rows])}."
         return
     least = min(rows, key=lambda row: size(row.model))
-    count = "1 model fits" if len(rows) == 1 else f"{len(rows):,} models fit"
-    yield f"{of}{count} in no way, the smallest of them {_name(least.model)} ({short_count(size(least.model))})."
+    smallest = f"{_name(least.model)} ({short_count(size(least.model))})"
+    if len(rows) == 1:
+        yield f"{of}1 model fits in no way: {smallest}."
+    else:
+        yield f"{of}{len(rows):,} models fit in no way, the smallest of them {smallest}."
 
 
 def _refusals(grids: Sequence[Grid]) -> Iterator[str]:
@@ -458,7 +459,7 @@ def _refusals(grids: Sequence[Grid]) -> Iterator[str]:
             found.setdefault((_words(cell.way), cell.refused), []).append(_name(row.model))
     reasons: dict[tuple[str, ...], list[str]] = {}
     for (way, reason), names in found.items():
-        listed = ", ".join([*dict.fromkeys(names)][:LISTED])
+        listed = _listed([*dict.fromkeys(names)])
         reasons.setdefault((listed, reason), []).append(way)
     for (names_, reason), ways in reasons.items():
         yield f"not known of {names_}, {', '.join(ways)}: {reason}"
@@ -466,10 +467,21 @@ def _refusals(grids: Sequence[Grid]) -> Iterator[str]:
 
 def _beyond(grids: Sequence[Grid]) -> Iterator[str]:
     """Lengths for which a model was not made."""
-    cells = [each for grid in grids for each in grid.cells]
-    for name, model in {_name(row.model): row.model for row, _ in cells}.items():
-        if max((cell.value or 0 for row, cell in cells if _name(row.model) == name), default=0) > model.spec.n_ctx:
-            yield f"Note: {name} was made for a context of {model.spec.n_ctx:,}; what is longer runs all the same."
+    found: dict[int, dict[str, None]] = {}
+    for row, cell in (each for grid in grids for each in grid.cells):
+        if (cell.value or 0) > row.model.spec.n_ctx:
+            found.setdefault(row.model.spec.n_ctx, {})[_name(row.model)] = None
+    for context, names in found.items():
+        yield (
+            f"Note: made for a context of {format_count(context)}: {_listed([*names])}; what is longer runs all the"
+            " same, how well is another question."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, and how many more there are."""
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _marks(grids: Sequence[Grid]) -> Iterator[str]:
@@ -488,11 +500,19 @@ def _marks(grids: Sequence[Grid]) -> Iterator[str]:
         marks.append(f"{NONE}: not even {LETTERS[grids[0].what]}={min(_least(grids)):,} fits")
     if any(cell.refused for _, cell in cells):
         marks.append(f"{UNKNOWN}: not known")
-    guesses = {reason: None for row, _ in cells if row.room.guess for reason in row.room.guess.split("; ")}
+    guesses = [reason for row, _ in cells if row.room.guess for reason in row.room.guess.split("; ")]
     if guesses:
-        marks.append(f"{PROBABLY}: probably, for {', or '.join(guesses)}")
+        marks.append(f"{PROBABLY}: probably, for {', or '.join(_together(guesses))}")
     if marks:
         yield f"{'; '.join(marks)}."
+
+
+def _together(reasons: Sequence[str]) -> list[str]:
+    """Each reason once, those that differ in their last word as one."""
+    found: dict[str, list[str]] = {}
+    for start, _, last in (reason.rpartition(" ") for reason in dict.fromkeys(reasons)):
+        found.setdefault(start, []).append(last)
+    return [f"{start} {' or '.join(last)}" for start, last in found.items()]
 
 
 def _least(grids: Sequence[Grid]) -> Iterator[int]:

@@ -30,6 +30,8 @@ SIDES = {
     "memory-gpu": ["memory", "gpt2", "--gpu", "m3-max-40c", "--budget", "16GiB", "--batch", "8"],
     "memory-changes": ["memory", "gpt2", "--gpu", "8GiB", "--batch", "8", "--mode", "training"],
     "memory-max": ["memory", "gpt2-xl", "--gpu", "rtx-4090", "--max", "batch"],
+    "fit": ["fit", "gpt2-small", "gpt3-175b", "--gpu", "rtx-4090", "--gpu", "h100-sxm", "--gpu", "m4", "--gpu", "1GiB"],
+    "fit-gpu": ["fit", "--gpu", "24GiB", "--search", "gpt-neo"],
     "gpus": ["gpus", "--common"],
     "gpus-show": ["gpus", "show", "rtx-4090"],
 }
