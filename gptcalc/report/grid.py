@@ -345,7 +345,7 @@ def _closest(grid: Grid, *, titled: bool) -> str:
     if grid.closest is None or (fit := grid.closest[1].fit) is None:
         return f"{own}nothing is known of it: {grid.rows[0].cells[0].refused}"
     row, cell = grid.closest
-    which = f"{_name(row.model)}, " if grid.of == "gpu" else ""
+    which = f"{_name(row.model)}, where " if grid.of == "gpu" else ""
     where = f"{'probably ' if row.room.guess else ''}{row.room.name}, where " if grid.of == "model" else ""
     letter = LETTERS[grid.what]
     return (

@@ -61,7 +61,11 @@ def test_a_cell_fits_at_its_answer_and_not_at_the_next_step(name: str) -> None:
             return gptcalc.memory(model, **{**own, what: value}, gpu=where, **overrides).fits
 
         longest = resolve(model, overrides).spec.n_ctx if what == "seq" and model == "gpt2" else None
-        assert fits(cell.asked[what]) if cell.value is not None else not fits(cell.asked[what])
+        if cell.value is None:
+            assert not fits(cell.asked[what])
+        else:
+            assert fits(cell.value)
+            assert cell.asked[what] == cell.value
         assert {**asked, **cell.asked}.items() >= cell.way.settings.items()
         if cell.value is not None and cell.value != longest:
             assert not fits(cell.value + 1)
