@@ -7,6 +7,7 @@ own, many calls in one.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -135,6 +136,9 @@ def _serve() -> None:
         # One thread: the engine calls what watches it as it does on meta.
         with FakeTensorMode(), torch.autograd.set_multithreading_enabled(mode=False):
             found.append(function(*args))
+        # Every trace collects garbage: what torch has opened by now need not be looked through again.
+        gc.collect()
+        gc.freeze()
     pickle.dump(found, answers)
     answers.flush()
 
