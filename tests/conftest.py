@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,17 +33,32 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def fake_cuda() -> Callable[[Sequence[Any]], list[Any]]:
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[Any]], list[Any]]:
     """`gptcalc.witness.fake_cuda.run`: many calls in one process; tests are skipped, with the reason, where it is not.
 
-    Starting it takes seconds: ask for all cases of a module at once, in a fixture of its own.
+    Starting it takes seconds: ask for all cases of a module at once, in a fixture of its own. Whichever worker asks
+    first runs them, once in a run of the tests; the others read what it was told.
     """
     from gptcalc.witness import fake_cuda as found
 
     pytest.importorskip("torch")
+    fcntl = pytest.importorskip("fcntl")
     if reason := found.missing():
         pytest.skip(reason)
-    return found.run
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def run(calls: Sequence[Any]) -> list[Any]:
+        asked = repr([(function.__module__, function.__name__, args) for function, args in calls])
+        at = folder / f"fake_cuda-{sha256(asked.encode()).hexdigest()}"
+        with at.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not at.exists():
+                at.write_bytes(pickle.dumps(found.run(calls)))
+        told: list[Any] = pickle.loads(at.read_bytes())  # noqa: S301  our own
+        return told
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ The meta device has no autocast. All cases run in one process of their own.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -96,30 +97,19 @@ def test_a_step_under_autocast_is_torchs(found: list[Seen], number: int) -> None
 
 
 #: Every way in which a gradient scaler meets an optimizer and the loop.
-SCALED: list[dict[str, Any]] = [
-    {},
-    {"grad_clip": 1.0},
-    {"optimizer_impl": "fused"},
-    {"optimizer_impl": "fused", "grad_clip": 0.5},
-    {"optimizer": "sgd", "optimizer_impl": "fused", "grad_accum": 2},
-    {"optimizer": "adafactor", "keep_outputs": True},
-    {"optimizer": "adamw8bit", "optimizer_impl": "fused", "checkpointing": "full"},
-    {"optimizer": "adam", "optimizer_impl": "for-loop", "zero_grads": True, "grad_accum": 2},
+SCALED = [
+    _asked("llama", {}, {"precision": "autocast-fp16", "attention": "eager"} | more)
+    for more in (
+        {},
+        {"grad_clip": 1.0},
+        {"optimizer_impl": "fused"},
+        {"optimizer_impl": "fused", "grad_clip": 0.5},
+        {"optimizer": "sgd", "optimizer_impl": "fused", "grad_accum": 2},
+        {"optimizer": "adafactor", "keep_outputs": True},
+        {"optimizer": "adamw8bit", "optimizer_impl": "fused", "checkpointing": "full"},
+        {"optimizer": "adam", "optimizer_impl": "for-loop", "zero_grads": True, "grad_accum": 2},
+    )
 ]
-
-
-@pytest.fixture(scope="module")
-def scaled(fake_cuda: Run) -> list[Any]:
-    """A training step of each, in fp16 under autocast."""
-    asked = [_asked("llama", {}, {"precision": "autocast-fp16", "attention": "eager"} | more) for more in SCALED]
-    return fake_cuda([Call(trace_training, (*one, 2, "cuda")) for one in asked])
-
-
-@pytest.mark.parametrize("number", range(len(SCALED)))
-def test_a_gradient_scaler_is_its_list_of_ops(scaled: list[Any], number: int) -> None:
-    """`torch.amp.GradScaler` itself ran: the scaled loss, unscaling with or without the optimizer's kernel, its end."""
-    asked = _asked("llama", {}, {"precision": "autocast-fp16", "attention": "eager"} | SCALED[number])
-    assert of_tape(tape_training(*asked)) == of_trace(scaled[number])
 
 
 def _headed(config: dict[str, Any], head: dict[str, Any]) -> Spec:
@@ -147,18 +137,6 @@ CHUNKED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def chunked(fake_cuda: Run) -> list[Any]:
-    """Two training steps of each."""
-    return fake_cuda([Call(trace_training, (*one, 2, "cuda")) for one in CHUNKED])
-
-
-@pytest.mark.parametrize("number", range(len(CHUNKED)))
-def test_each_chunk_of_the_loss_casts_again_backwards(chunked: list[Any], number: int) -> None:
-    """Forward the unembedding's copy is made once for all chunks; each recomputation makes its own and lets it go."""
-    assert of_tape(tape_training(*CHUNKED[number])) == of_trace(chunked[number])
-
-
 #: Weights that are updated in the backward pass, by every kind of optimizer.
 IN_BACKWARD = [
     _asked(name, DROPOUT, {"attention": "eager", "precision": "autocast-bf16", "optimizer_in_backward": True} | more)
@@ -174,34 +152,67 @@ IN_BACKWARD = [
 
 
 @pytest.fixture(scope="module")
-def in_backward(fake_cuda: Run) -> list[Any]:
-    """Two training steps of each."""
-    return fake_cuda([Call(trace_training, (*one, 2, "cuda")) for one in IN_BACKWARD])
+def trained(fake_cuda: Run) -> dict[str, list[Any]]:
+    """Two training steps of each of them."""
+    groups = {"scaled": SCALED, "chunked": CHUNKED, "in backward": IN_BACKWARD}
+    told = iter(fake_cuda([Call(trace_training, (*one, 2, "cuda")) for group in groups.values() for one in group]))
+    return {name: [of_trace(next(told)) for _ in group] for name, group in groups.items()}
+
+
+@pytest.mark.parametrize("number", range(len(SCALED)))
+def test_a_gradient_scaler_is_its_list_of_ops(trained: dict[str, list[Any]], number: int) -> None:
+    """`torch.amp.GradScaler` itself ran: the scaled loss, unscaling with or without the optimizer's kernel, its end."""
+    assert of_tape(tape_training(*SCALED[number])) == trained["scaled"][number]
+
+
+@pytest.mark.parametrize("number", range(len(CHUNKED)))
+def test_each_chunk_of_the_loss_casts_again_backwards(trained: dict[str, list[Any]], number: int) -> None:
+    """Forward the unembedding's copy is made once for all chunks; each recomputation makes its own and lets it go."""
+    assert of_tape(tape_training(*CHUNKED[number])) == trained["chunked"][number]
 
 
 @pytest.mark.parametrize("number", range(len(IN_BACKWARD)))
-def test_an_optimizer_in_backward_runs_when_the_cast_gradient_is_whole(in_backward: list[Any], number: int) -> None:
+def test_an_optimizer_in_backward_runs_when_the_cast_gradient_is_whole(
+    trained: dict[str, list[Any]], number: int
+) -> None:
     """Hooks see a weight's own gradient, in fp32, once that of its copy has been cast."""
-    assert of_tape(tape_training(*IN_BACKWARD[number])) == of_trace(in_backward[number])
+    assert of_tape(tape_training(*IN_BACKWARD[number])) == trained["in backward"][number]
 
 
-@settings(max_examples=2, deadline=None, phases=[Phase.generate], derandomize=True)
-@given(
-    st.lists(
-        toy_plans(
-            precision=st.sampled_from(["autocast-bf16", "autocast-fp16"]),
-            kv_dtype=st.sampled_from(["fp32", "bf16", "fp16"]),
-            checkpointing=st.sampled_from(["none", "none", "full"]),
-            logits=st.sampled_from(["last", "all"]),
-        ),
-        min_size=8,
-        max_size=8,
-    )
-)
-def test_whatever_is_drawn(fake_cuda: Run, asked: list[tuple[Spec, Plan]]) -> None:
+#: The first is the simplest that there is.
+N_DRAWN = 12
+
+
+@cache
+def _drawn() -> list[tuple[Spec, Plan]]:
+    """Toys and plans of every kind, drawn one by one, to be run in one process."""
+    fields = {
+        "precision": st.sampled_from(["autocast-bf16", "autocast-fp16"]),
+        "kv_dtype": st.sampled_from(["fp32", "bf16", "fp16"]),
+        "checkpointing": st.sampled_from(["none", "none", "full"]),
+        "logits": st.sampled_from(["last", "all"]),
+    }
+    found: list[tuple[Spec, Plan]] = []
+
+    @settings(max_examples=N_DRAWN, deadline=None, phases=[Phase.generate], derandomize=True, database=None)
+    @given(toy_plans(**fields))
+    def draw(one: tuple[Spec, Plan]) -> None:
+        found.append(one)
+
+    draw()
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawn(fake_cuda: Run) -> list[Seen]:
+    """What torch does with each."""
+    return _seen(fake_cuda, _drawn())
+
+
+@pytest.mark.parametrize("number", range(N_DRAWN))
+def test_whatever_is_drawn(drawn: list[Seen], number: int) -> None:
     """Toys of any sizes, kernels, caches and dropouts, tied or not."""
-    for one, seen in zip(asked, _seen(fake_cuda, asked), strict=True):
-        _compare(*one, seen)
+    _compare(*_drawn()[number], drawn[number])
 
 
 def test_copies_of_weights_have_a_line() -> None:
