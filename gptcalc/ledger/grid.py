@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
+from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved
 from gptcalc.errors import InvalidValueError, UnknownNameError, shown
 from gptcalc.ledger.asked import MODES, SETTINGS, Asked, Spelled, UselessError, settle
-from gptcalc.ledger.fit import Fit, Room
+from gptcalc.ledger.fit import Fit, Room, fit
 from gptcalc.ledger.memory import ModeName
 from gptcalc.ledger.parameters import parameters
 from gptcalc.ledger.published import need_class
@@ -81,8 +82,10 @@ class Planned(NamedTuple):
 class Cell(NamedTuple):
     """A model in a way on a device: the largest `value` that fits, with its `plan` and `fit`.
 
-    Where nothing fits, `value` is `None`, and plan and fit are of the least that can be asked. Where nothing is known,
-    there are none, and `refused` says why. `asked` is what `ledger.asked` makes the plan of.
+    Where nothing fits, `value` is `None`, and plan and fit are of the least that can be asked; where the weights alone,
+    in training with their gradients, are more than there may be, the fit is that of the `weights_alone`, which is seen
+    at once. Where nothing is known, there are none, and `refused` says why. `asked` is what `ledger.asked` makes the
+    plan of.
     """
 
     way: Way
@@ -90,6 +93,7 @@ class Cell(NamedTuple):
     plan: Plan | None = None
     fit: Fit | None = None
     refused: str = ""
+    weights_alone: bool = False
     asked: Asked = MappingProxyType({})
 
     def __reduce__(self) -> tuple[type["Cell"], tuple[object, ...]]:
@@ -262,7 +266,7 @@ def by_gpu(  # noqa: PLR0913  what a grid depends on, and how it is filled
 
     cells = zip(*spread(column, plans, processes), strict=True)
     rows = [Row(model, room, found) for room, found in zip(where, cells, strict=True)]
-    return sort(Grid("model", wish.what, ways(wish.asked), tuple(rows)), "memory")
+    return sort(_with_closest(Grid("model", wish.what, ways(wish.asked), tuple(rows)), search), "memory")
 
 
 def by_model(  # noqa: PLR0913  what a grid depends on, and how it is filled
@@ -289,7 +293,7 @@ def by_model(  # noqa: PLR0913  what a grid depends on, and how it is filled
         rows.append(Row(models[number], where, cells))
     if errors and len(errors) == len(models):
         raise errors[0]
-    return sort(Grid("gpu", wish.what, ways(wish.asked), tuple(rows)), "size")
+    return sort(_with_closest(Grid("gpu", wish.what, ways(wish.asked), tuple(rows)), Search()), "size")
 
 
 #: What is wrong with the request for a model, and its cells.
@@ -318,15 +322,38 @@ def _cell(search: Search, model: Resolved, where: Room, planned: Planned, wish: 
         return Cell(way, refused=f"the ops of {', '.join(model.spec.unknown_ops)} are not modelled")
     if where.target is not None and wish.asked.get("target") is None:
         plan = plan.model_copy(update={"target": where.target})
+    weights = search.totals.course(model.spec, plan, way.mode, what).weights
+    alone = fit(Figures(weights, weights, weights, weights), where)
+    if alone.margin.high < 0:
+        own, asked = plan.model_copy(update={what: planned.least}), {**planned.asked, what: planned.least}
+        return Cell(way, None, own, alone, weights_alone=True, asked=asked)
+    return _solved(search, model, Cell(way, plan=plan, asked=planned.asked), where, (what, planned.least))
+
+
+def _solved(search: Search, model: Resolved, cell: Cell, where: Room, least: tuple[What, int]) -> Cell:
+    """The cell as the engine has it, from the least that can be asked on."""
+    what, first = least
+    if (plan := cell.plan) is None:
+        return cell
     try:
-        solved = search(model.spec, plan, way.mode, where, what, least=planned.least, beyond=False)
+        solved = search(model.spec, plan, cell.way.mode, where, what, least=first, beyond=False)
     except InvalidValueError as error:
-        return Cell(way, refused=str(error))
+        return Cell(cell.way, refused=str(error))
     shown = solved.largest or solved.beyond
     if shown is None:
-        return Cell(way, refused="not known")
-    own, asked = plan.model_copy(update={what: shown.number}), {**planned.asked, what: shown.number}
-    return Cell(way, solved.largest and shown.number, own, shown.fit, asked=asked)
+        return Cell(cell.way, refused="not known")
+    own, asked = plan.model_copy(update={what: shown.number}), {**cell.asked, what: shown.number}
+    return Cell(cell.way, solved.largest and shown.number, own, shown.fit, asked=asked)
+
+
+def _with_closest(grid: Grid, search: Search) -> Grid:
+    """Where nothing fits, what lacks least is not known by its weights alone."""
+    while not grid.fits and (closest := grid.closest) and closest[1].weights_alone:
+        row, cell = closest
+        known = _solved(search, row.model, cell, row.room, (grid.what, getattr(cell.plan, grid.what)))
+        cells = tuple(known if one is cell else one for one in row.cells)
+        grid = grid._replace(rows=tuple(one._replace(cells=cells) if one is row else one for one in grid.rows))
+    return grid
 
 
 # --- Order -----------------------------------------------------------------------------------------------------------

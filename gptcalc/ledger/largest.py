@@ -6,17 +6,17 @@ Every size that is tried is built as if it had been typed, and its figures are t
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 from gptcalc.allocator import Figures
 from gptcalc.catalog import Resolved, resolve
 from gptcalc.errors import GptcalcError, InvalidValueError
 from gptcalc.ledger.alive import KINDS, Kind
 from gptcalc.ledger.asked import SEQ, SOLVED, Asked, Settled, Spelled, settle
-from gptcalc.ledger.fit import Fit, Room, fit
+from gptcalc.ledger.fit import Fit, Room, fit, most_reserved
 from gptcalc.ledger.memory import MOST_LAYERS, Mode, ModeName, Point, memory
-from gptcalc.ledger.solve import largest, most_of
-from gptcalc.ledger.totals import Totals
+from gptcalc.ledger.solve import Search, largest, most_of
+from gptcalc.ledger.totals import Totals, What
 from gptcalc.plan import Plan
 from gptcalc.spec import Spec
 from gptcalc.units import ceil_div
@@ -147,7 +147,10 @@ def solve(question: Question, mode: ModeName, totals: Totals, modes: Itemised = 
             return False
 
     count = len(sizes)
-    number = largest(does, count, near(lambda number: step(number).excess, count))
+    if question.field in get_args(What):
+        number = _as_in_a_grid(question, mode, totals, sizes.first)
+    else:
+        number = largest(does, count, near(lambda number: step(number).excess, count))
     here = step(number) if number else None
     beyond, limit = None, sizes.limit
     if (number or 0) < count:
@@ -156,6 +159,14 @@ def solve(question: Question, mode: ModeName, totals: Totals, modes: Itemised = 
         except GptcalcError as error:
             limit = str(error)
     return Largest(question.what, mode, here, beyond, tuple(binding(here, beyond, mode, modes)), limit)
+
+
+def _as_in_a_grid(question: Question, mode: ModeName, totals: Totals, first: int) -> int | None:
+    """The number of the batch or length that `gptcalc fit` has for the room where there is least."""
+    model, settled = question.settled(first)
+    least, what = min(question.rooms, key=most_reserved), cast(What, question.field)
+    found = Search(totals)(model.spec, settled.plan, mode, least, what, least=first, beyond=False).largest
+    return found and found.number - first + 1
 
 
 def near(excess: Callable[[int], int], most: int) -> int:

@@ -131,7 +131,7 @@ def _hint(course: Course, limit: int, seen: Sequence[_Seen], allowed: tuple[int,
     fewest, most = allowed
     try:
         if not seen:
-            start = max(FIRST, fewest) if course.weights < limit else fewest
+            start = max(FIRST, fewest) if course.states < limit else fewest
             near = _where(course, limit, min(start, most), allowed)
             if near < ANCHORED:
                 return near

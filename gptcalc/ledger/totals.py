@@ -50,7 +50,7 @@ class Totals:
         #: The runs of a plan, whatever it varies in, by the attention kernels.
         self.recorded: dict[tuple[Spec, Plan, ModeName, What], dict[tuple[str, ...], list[int]]] = {}
         self._courses: dict[tuple[Spec, Plan, ModeName, What], Course] = {}
-        self._elements: dict[Spec, int] = {}
+        self._elements: dict[Spec, tuple[int, int]] = {}
 
     def __call__(self, spec: Spec, plan: Plan, mode: ModeName) -> Figures:
         """Each figure's own maximum over the last step. Raises `InvalidValueError` for what torch does not have."""
@@ -63,11 +63,13 @@ class Totals:
             self._courses[key] = Course(self, *key)
         return self._courses[key]
 
-    def elements(self, spec: Spec) -> int:
-        """Parameters of a model."""
+    def elements(self, spec: Spec) -> tuple[int, int]:
+        """Parameters of a model, and how many of them are in tables and matrices, of which each gets a gradient."""
         if spec not in self._elements:
-            rows = (row for row in inventory(spec) if row.tied_to is None)
-            self._elements[spec] = sum(row.elements * product_size(row.copies) for row in rows)
+            rows = [row for row in inventory(spec) if row.tied_to is None]
+            sizes = [row.elements * product_size(row.copies) for row in rows]
+            matrices = sum(size for size, row in zip(sizes, rows, strict=True) if row.role in ("lookup", "matmul"))
+            self._elements[spec] = sum(sizes), matrices
         return self._elements[spec]
 
 
@@ -81,8 +83,12 @@ class Course:
         self._device = {"SMs": self._chip.n_sms, "workspace": workspace_size(self._chip, self._torch)}
         alike = plan.model_copy(update={"target": "", "expandable_segments": False})
         self._runs = totals.recorded.setdefault((spec, alike, mode, what), {})
-        #: Bytes of the weights, as the model has them in training with what Adam adds to them.
-        self.weights = totals.elements(spec) * bytes_of(4 if mode == "training" else 1, plan.dtype)
+        elements, matrices = totals.elements(spec)
+        at_once = mode == "training" and not plan.optimizer_in_backward and plan.grad_dtype == "none"
+        #: Bytes of the weights, in training with the gradients that are there at once: less is never held.
+        self.weights = bytes_of(elements + (matrices if at_once else 0), plan.dtype)
+        #: About what they are with what Adam adds to them.
+        self.states = bytes_of(elements * (4 if mode == "training" else 1), plan.dtype)
         self._choices: list[tuple[Unknowns, tuple[str, ...]]] = []
 
     def __call__(self, number: int) -> Figures:

@@ -93,7 +93,8 @@ class CellJSON(TypedDict):
     """A model in a way on a device: the largest `value` that fits, null where not even the least does.
 
     `at` is the value of which `verdict`, `needed` and `margin` speak: the largest, or the least; where nothing is known
-    they are null, and `refused` says why.
+    they are null, and `refused` says why. With `weights_alone` it is what they need, in training with
+    their gradients: less than all.
     """
 
     model: str
@@ -105,6 +106,7 @@ class CellJSON(TypedDict):
     needed: BytesJSON | None
     usable: BytesJSON
     margin: BytesJSON | None
+    weights_alone: bool
     settings: NotRequired[dict[str, object]]
     refused: NotRequired[str]
 
@@ -192,6 +194,7 @@ def _cell_json(grid: Grid, row: Row, cell: Cell) -> CellJSON:
         "needed": None if fit is None else _bytes_json(fit.needed),
         "usable": _bytes_json(row.room.usable),
         "margin": None if fit is None else _bytes_json(fit.margin),
+        "weights_alone": cell.weights_alone,
     }
     if cell.plan is not None:
         answer["settings"] = cell.plan.model_dump()
@@ -215,7 +218,7 @@ def _closest_json(grid: Grid, row: Row, cell: Cell) -> ClosestJSON:
 def _data(grids: Sequence[Grid]) -> Table:
     """One record a cell."""
     keys = ("model", "gpu", "way", "mode", "precision", "checkpointing", "max", "value", "at", "verdict")
-    ranges = ("needed_low", "needed_high", "usable_low", "usable_high", "margin_low", "margin_high")
+    ranges = ("needed_low", "needed_high", "usable_low", "usable_high", "margin_low", "margin_high", "weights_alone")
     found: list[tuple[Value, ...]] = []
     for grid in grids:
         for row, cell in grid.cells:
@@ -224,9 +227,8 @@ def _data(grids: Sequence[Grid]) -> Table:
             at = None if cell.plan is None else getattr(cell.plan, grid.what)
             needed, margin = (fit.needed, fit.margin) if fit else ((None, None), (None, None))
             said = (grid.what, cell.value, at, fit.verdict if fit else None)
-            found.append(
-                (_name(row.model), row.room.name, *made, *said, *needed, *row.room.usable, *margin, cell.refused)
-            )
+            found.append((_name(row.model), row.room.name, *made, *said, *needed, *row.room.usable, *margin))
+            found[-1] += (int(cell.weights_alone), cell.refused)
     return Table("", tuple(Column(key, key) for key in (*keys, *ranges, "refused")), tuple(found))
 
 

@@ -17,6 +17,8 @@ from gptcalc.errors import GptcalcError, InvalidValueError, UnknownNameError
 from gptcalc.gpus import gpus
 from gptcalc.ledger.fit import rooms
 from gptcalc.ledger.grid import WAYS, Grid, Wish, by_gpu, by_model, planned, sort, ways
+from gptcalc.ledger.memory import CONTEXT
+from gptcalc.ledger.solve import Search
 from gptcalc.report.grid import command
 
 if TYPE_CHECKING:
@@ -172,6 +174,40 @@ def test_the_closest_is_what_lacks_least() -> None:
     lacks = [-other.fit.margin.low for _, other in found.cells if other.fit]
     assert cell.fit is not None
     assert -cell.fit.margin.low == min(lacks)
+
+
+def test_a_model_whose_weights_are_too_many_is_not_recorded_but_where_it_comes_closest() -> None:
+    """The bytes of its weights are a lower bound that no engine is needed for; what lacks least is the engine's own."""
+    search = Search()
+    model, where = resolve("gpt3-175b", {}), rooms(("t4", "rtx-4090", "h100-sxm"))
+    found = by_gpu(model, where, Wish(), search=search)
+    assert len(search.totals.runs) == 1
+    assert found.closest is not None
+    row, cell = found.closest
+    assert (row.room.name, cell.way.key, cell.weights_alone) == ("h100-sxm", "inference", False)
+    whole = gptcalc.memory("gpt3-175b", gpu="h100-sxm", mode="inference", precision="bf16").answers[0].gpu
+    assert cell.fit == whole
+    stored, biases_and_norms = 174_604_259_328, 15_360_000
+    for other_row, other in found.cells:
+        if other is not cell:
+            numbers = stored if other.way.mode == "inference" else 2 * stored - biases_and_norms
+            width = 2 if other.way.settings["precision"] == "bf16" else 4
+            assert other.weights_alone
+            assert other.fit is not None
+            assert other.fit.needed == (numbers * width + CONTEXT[0], numbers * width + CONTEXT[1])
+            assert other_row.room.usable.high < other.fit.needed.low
+
+
+@pytest.mark.parametrize("what", ["batch", "seq"])
+def test_memory_solves_for_what_the_grid_has(what: str) -> None:
+    """The same search: near the limit there may be several numbers that fit while the next one does not."""
+    overrides = {**TOY, "n_ctx": 20_000}
+    found = by_gpu(resolve("gpt2", overrides), rooms(("1GiB", "rtx-3060-12g")), Wish(what))  # type: ignore[arg-type]
+    for row, cell in found.cells:
+        settings = {key: value for key, value in cell.asked.items() if key not in {what, "target"}}
+        solved = gptcalc.memory("gpt2", gpu=row.room.name, max=what, **{"mode": cell.way.mode, **settings, **overrides})
+        assert solved.answers[0].largest is not None
+        assert solved.answers[0].largest.value == cell.value
 
 
 def test_the_hardware_table_of_the_notes() -> None:

@@ -68,6 +68,7 @@ def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
         "attention": draw(st.sampled_from(("auto", "auto", "eager", "math"))),
         "checkpointing": draw(st.sampled_from(("none", "full", "selective"))),
         "chunked_loss": draw(st.sampled_from((1, 1, 2))),
+        "grad_dtype": draw(st.sampled_from(("none", "none", "bf16"))),
         "grad_accum": draw(st.sampled_from((1, 1, 3))),
         "logits": draw(st.sampled_from(("last", "all"))),
         "torch": draw(st.sampled_from(("2.13", "2.15", "2.9"))),
@@ -90,7 +91,10 @@ def test_shared_recordings_give_the_figures_of_memory(data: st.DataObject) -> No
         st.lists(st.tuples(st.sampled_from(allowed), st.sampled_from(tuple(TARGETS))), min_size=2, max_size=4)
     ):
         one = plan.model_copy(update={what: number, "target": chip})
-        assert figures(totals, spec, one, mode, what) == asked(spec, one, mode)
+        found = figures(totals, spec, one, mode, what)
+        assert found == asked(spec, one, mode)
+        if isinstance(found, Figures):
+            assert totals.course(spec, one, mode, what).weights <= found.requested
 
 
 @pytest.mark.parametrize("name", [preset.name for preset in presets()][::12])
@@ -102,7 +106,10 @@ def test_figures_of_published_models_are_those_of_memory(name: str) -> None:
     for mode in MODES:
         for batch, chip in ((5, "sm75"), (96, "sm90"), (7, "sm80"), (2, "sm80"), (100, "sm90"), (1, "sm120")):
             plan = Plan(batch=batch, seq=768, target=chip, checkpointing="full")
-            assert figures(totals, spec, plan, mode, "batch") == asked(spec, plan, mode)
+            found = asked(spec, plan, mode)
+            assert figures(totals, spec, plan, mode, "batch") == found
+            if isinstance(found, Figures):
+                assert totals.course(spec, plan, mode).weights <= found.requested
 
 
 def test_one_recording_serves_many_batches_and_devices() -> None:
