@@ -18,6 +18,11 @@ DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
 
 
+def examples(most: int) -> int:
+    """How many examples hypothesis draws: half of the `most`, or with GPTCALC_DRAWS=all in the environment all."""
+    return most if os.environ.get("GPTCALC_DRAWS") == "all" else most // 2
+
+
 def gptcalc(*arguments: str, cwd: Path | None = None, **environment: str | None) -> subprocess.CompletedProcess[str]:
     """Run `gptcalc` in a process of its own, with the environment changed by keywords (`None` removes)."""
     changed = {"COLUMNS": None, "PYTHONIOENCODING": "utf-8", **environment}

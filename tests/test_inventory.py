@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import toy_configs
+from support import examples, toy_configs
 
 from gptcalc.catalog import Resolved, resolve
 from gptcalc.formula import Dim
@@ -34,7 +34,7 @@ def toy(model_type: str) -> Resolved:
     return resolve({"model_type": model_type, **COMMON, **DISTINCT[model_type]}, {})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(toy_configs())
 def test_inventory_equals_the_reference_module(drawn: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """For any dims, biases, ties and positions: the same names, shapes, ties, components and totals."""
@@ -73,7 +73,7 @@ def published_configs(draw: st.DrawFn) -> dict[str, Any]:
     return config | {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(published_configs())
 def test_inventory_equals_the_transformers_class(config: dict[str, Any]) -> None:
     """For any published hyperparameters: the same tensors, components and totals as transformers builds from them."""

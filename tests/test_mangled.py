@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DATA
+from support import DATA, examples
 
 import gptcalc
 from gptcalc.catalog import Resolved
@@ -186,7 +186,9 @@ FRAGMENTS = st.sampled_from(
     vocab_size n_layer [a.b] [[ ]] = = \\u1234 é # \ufeff not in is _ 'emb_dim': 'vocab_size': :=""".split(" ")
 )
 BOUNDED = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(250),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import LLAMA, MIXTRAL, OPTIMIZERS, of_tape, of_trace, tape_training, toy_plans
+from support import examples
 
 import gptcalc
 from gptcalc.catalog import resolve
@@ -101,7 +102,7 @@ def test_muon_on_a_real_matrix_takes_what_its_iteration_names() -> None:
     assert after.requested == before.requested
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
 def test_two_steps_are_torchs_event_by_event(drawn: tuple[Spec, Plan], update: dict[str, Any]) -> None:
     """Every allocation and free of two steps with each optimizer, in order; the states are made in the first."""
@@ -124,7 +125,7 @@ def test_large_tensors_in_8_bits_are_event_by_event_too(update: dict[str, Any]) 
 # --- In backward -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
 def test_in_backward_each_weight_is_updated_as_soon_as_its_gradient_is_whole(
     drawn: tuple[Spec, Plan], update: dict[str, Any]

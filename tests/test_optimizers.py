@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import GPT2, LLAMA, MOMENTS, tape_training, toy_plans
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
@@ -128,7 +129,7 @@ def taken(plan: Plan, weights: list[int]) -> int:
     return max(before + 2 * weight for before, weight in pairwise([0, *weights]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toy_plans(), update=st.sampled_from(MOMENTS))
 def test_the_peak_of_a_step(drawn: tuple[Spec, Plan], update: dict[str, Any]) -> None:
     """Weights, gradients, states, what is taken; and IDs, targets, the loss: nothing else lives in the optimizer."""

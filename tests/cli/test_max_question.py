@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from gptcalc import api
 from gptcalc.catalog import presets, resolve
@@ -240,7 +241,7 @@ def test_a_loss_in_chunks_needs_a_token_for_each(capsys: pytest.CaptureFixture[s
 MIB = 2**20
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     st.sampled_from([TOY, LLAMA]),
     st.sampled_from(list(SOLVED)),

@@ -9,7 +9,7 @@ import pytest
 from class_oracle import assert_defaults, assert_same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DATA, facts
+from support import DATA, examples, facts
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
@@ -225,7 +225,7 @@ def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model_type", OPTIONS)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(data=st.data())
 def test_a_drawn_config_has_the_tensors_of_the_class(data: st.DataObject, model_type: str) -> None:
     """Names, shapes and total are the class's for any config of these model types, fields left out included."""
@@ -238,7 +238,7 @@ def test_a_silent_file_is_read_as_the_class_reads_it(model_type: str) -> None:
     assert_defaults(model_type, {"num_hidden_layers": 2, **NEEDED.get(model_type, {})})
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(sizes=st.lists(SMALL, min_size=4, max_size=4), n_kv_heads=st.sampled_from([1, 2, 4]), clip=st.none() | SMALL)
 def test_dbrx_is_read_from_objects_inside_its_config(sizes: list[int], n_kv_heads: int, clip: int | None) -> None:
     """DBRX's heads, experts and bounds stand in `attn_config` and `ffn_config`."""

@@ -9,7 +9,7 @@ import pytest
 from class_oracle import assert_defaults, assert_same, class_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DATA, facts
+from support import DATA, examples, facts
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import GptcalcError
@@ -127,7 +127,7 @@ def toys(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model_type", OPTIONS)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(data=st.data())
 def test_a_drawn_config_has_the_tensors_of_the_class(data: st.DataObject, model_type: str) -> None:
     """Names, shapes and total are the class's for any config of these model types, fields left out included."""

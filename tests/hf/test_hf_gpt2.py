@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import GPT2, LLAMA, OPTIMIZERS
+from support import examples
 
 from gptcalc import hf
 from gptcalc.errors import InvalidValueError
@@ -52,7 +53,7 @@ def toys(draw: st.DrawFn) -> tuple[dict[str, Any], Plan]:
     return config, PLAN.model_copy(update=changes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toys())
 def test_a_step_is_what_the_class_runs(drawn: tuple[dict[str, Any], Plan]) -> None:
     """Whatever its sizes, activation, dropouts, ties, attention and precision."""

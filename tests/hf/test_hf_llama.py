@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import LLAMA, kept, of_tape, of_trace, tape_training
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
@@ -92,7 +93,7 @@ def toys(draw: st.DrawFn, family: str) -> tuple[dict[str, Any], Plan]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(data=st.data())
 def test_a_step_is_what_the_class_runs(family: str, data: st.DataObject) -> None:
     """Whatever its sizes, biases, ties, window, dropout, attention and precision."""
@@ -115,7 +116,7 @@ def test_heads_that_share_one_key_see_it_and_do_not_copy_it() -> None:
         agree(LLAMA | {"num_key_value_heads": 1}, PLAN.model_copy(update={"attention": "eager", "batch": batch}))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5)),
     experts=st.integers(1, 5),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.ledger.asked import settle, with_dropout
@@ -135,7 +136,7 @@ def test_every_row_has_a_case_in_which_it_is_suggested() -> None:
         assert [way for way in own if way in reached], row.note
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     st.sampled_from(["training", "inference", "both"]),
     st.integers(1, 12),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DATA, gptcalc
+from support import DATA, examples, gptcalc
 
 import gptcalc as package
 from gptcalc.catalog import presets
@@ -86,7 +86,7 @@ def test_gpt2_is_the_first_answer_to_its_own_count() -> None:
     family=st.sampled_from(["gpt2", "llama-3-8b", "mixtral-8x7b", "gpt1"]),
     vocab=st.integers(1, 5000),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_any_target_has_exact_shapes_or_a_reason(target: int, family: str, vocab: int) -> None:
     """What is printed of a shape is the ledger's, whose lines add up; or an error says what is possible."""
     try:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import ALL, FAMILIES, GPT2, LLAMA, OPTIMIZERS, instants, kept, tape_inference, tape_training, toy_plans
-from support import DATA, facts, toy_configs
+from support import DATA, examples, facts, toy_configs
 
 from gptcalc.allocator import round_size
 from gptcalc.catalog import resolve
@@ -328,7 +328,7 @@ def asked(draw: st.DrawFn, **fields: st.SearchStrategy[Any]) -> tuple[Spec, Plan
     return spec, Plan(**plan | {name: draw(values) for name, values in fields.items()})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(drawn=asked())
 def test_every_answer_adds_up(drawn: tuple[Spec, Plan]) -> None:
     """Lines, tensors, points and phases of a mode say the same, and no byte is negative."""
@@ -374,7 +374,7 @@ def check_figures(mode: Mode, *, expandable: bool) -> None:
     assert mode.device == tuple(mode.totals.reserved + outside for outside in ledger.CONTEXT)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(drawn=asked())
 def test_inference_needs_less_than_training(drawn: tuple[Spec, Plan]) -> None:
     """At equal dtype, batch and length."""
@@ -384,7 +384,7 @@ def test_inference_needs_less_than_training(drawn: tuple[Spec, Plan]) -> None:
     assert inference.persistent.requested <= training.totals.requested
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(drawn=toy_plans())
 def test_what_is_kept_is_affine_in_the_batch(drawn: tuple[Spec, Plan]) -> None:
     """Each sequence more keeps as much more as the one before; a single one, whose axes join, is copied less often."""
@@ -405,7 +405,7 @@ def peaks(recording: Recording) -> tuple[int, int]:
     return max(point.requested for point in found.points), max(found.rounded)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS), what=st.sampled_from(["deeper", "longer", "wider", "more"])
 )

@@ -21,6 +21,7 @@ from steps import (
     tape_training,
     toy_plans,
 )
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.plan import Plan
@@ -75,7 +76,7 @@ def witnessed(spec: Spec, plan: Plan) -> Counter[str]:
 # --- Drawn -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS))
 def test_a_training_step_is_what_torch_runs(drawn: tuple[Spec, Plan], update: dict[str, object]) -> None:
     """Two steps of a drawn model allocate and free what torch does, in its order, and keep what autograd keeps."""
@@ -85,7 +86,7 @@ def test_a_training_step_is_what_torch_runs(drawn: tuple[Spec, Plan], update: di
     assert kept(tape_training(spec, plan, n_steps=1)) == witnessed(spec, plan)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     drawn=toy_plans(
         kv_dtype=st.sampled_from(["fp32", "bf16", "fp16"]),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import of_tape, of_trace, tape_inference, tape_training
-from support import toy_configs
+from support import examples, toy_configs
 
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim
@@ -66,7 +66,7 @@ def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
     return resolve(config, own).spec, plan
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toys())
 def test_attention_written_out_is_what_torch_runs(drawn: tuple[Spec, Plan]) -> None:
     """Of a drawn model every allocation, and what is freed before it, is torch's."""

@@ -11,6 +11,7 @@ from decoders import decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import FAMILIES, OPTIMIZERS, kept, of_tape, of_trace, tape_training, toy_plans
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import GptcalcError
@@ -79,7 +80,7 @@ def check(spec: Spec, plan: Plan, n_steps: int = 1, *, folds: bool = True) -> No
     assert kept(tape_training(spec, plan, n_steps=1)) == witnessed
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(
     drawn=toy_plans(checkpointing=st.sampled_from(["full", "selective"])),
     update=st.sampled_from(OPTIMIZERS),

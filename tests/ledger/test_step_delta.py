@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import LLAMA, kept, of_tape, of_trace, tape_inference, tape_training
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.ledger.memory import memory
@@ -65,7 +66,7 @@ def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
     return spec, PLAN.model_copy(update=plan)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(drawn=toys())
 def test_training_of_linear_attention_is_torchs(drawn: tuple[Spec, Plan]) -> None:
     """Projections, convolution, chunks, gated norm, and their gradients; and what autograd keeps of them."""
@@ -74,7 +75,7 @@ def test_training_of_linear_attention_is_torchs(drawn: tuple[Spec, Plan]) -> Non
     assert sorted(kept(tape_training(*drawn, n_steps=1)).elements()) == hooks
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(drawn=toys())
 def test_inference_keeps_states_and_the_last_inputs(drawn: tuple[Spec, Plan]) -> None:
     """A prompt goes in chunks and leaves the state; a token changes it in place."""

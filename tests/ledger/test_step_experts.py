@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import GptcalcError
@@ -107,7 +108,7 @@ def mixtures(draw: st.DrawFn, *, busy: bool = False) -> Case:
 
 
 @given(mixtures())
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=examples(16), deadline=None)
 def test_a_step_is_what_torch_runs(case: Case) -> None:
     """Weights by name and component; training, what autograd keeps of it, and inference."""
     assert not compare(inventory(case.spec), build(case.spec))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import GPT2, LLAMA, kept, of_tape, of_trace, tape_inference, tape_training, with_attention
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.ledger.memory import attention_choices
@@ -102,7 +103,7 @@ NORMS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toys(NORMS, ALL))
 def test_norms_rotations_and_fused_groups_are_what_torch_runs(drawn: tuple[Spec, Plan]) -> None:
     """Query and key may be normalised before or after a rotation, of all features or some, of halves or neighbours."""
@@ -121,21 +122,21 @@ AROUND: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toys(NORMS | AROUND, ["cudnn", "efficient", "math", "eager"]))
 def test_windows_gates_clips_and_norms_of_any_kind_are_what_torch_runs(drawn: tuple[Spec, Plan]) -> None:
     """A mask is made once for all layers that see alike; what limits, gates and warms is there when torch has it."""
     assert is_torchs_step(*drawn)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(drawn=toys({"alibi": st.just(value=True), "q_norm": norms("q_norm")}, ["cudnn", "efficient", "math", "eager"]))
 def test_a_mask_of_distances_is_what_torch_runs(drawn: tuple[Spec, Plan]) -> None:
     """ALiBi's mask has a row for each head, in the decode step too."""
     assert is_torchs_step(*drawn)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     drawn=toys(
         {

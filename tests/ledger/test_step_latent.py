@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import of_tape, of_trace, tape_inference, tape_training
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.plan import Plan
@@ -60,14 +61,14 @@ def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
     return resolve(config, {}).spec, plan
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toys())
 def test_training_of_latent_attention_is_torchs(drawn: tuple[Spec, Plan]) -> None:
     """Projections, norms of latent vectors, rotations, keys of every head, and their gradients."""
     assert of_tape(tape_training(*drawn, n_steps=1)) == of_trace(trace_training(*drawn, 1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(drawn=toys())
 def test_inference_keeps_latent_vectors_and_rotated_keys(drawn: tuple[Spec, Plan]) -> None:
     """The cache is filled by a prompt, and widened to keys and values of every head for a token."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import ALL, FAMILIES, GPT2, LLAMA, OPTIMIZERS, events_of, of_tape, of_trace, tape_training, toy_plans
+from support import examples
 
 from gptcalc import api
 from gptcalc.catalog import resolve
@@ -67,7 +68,7 @@ def check(spec: Spec, plan: Plan) -> None:
         assert ours == theirs, name
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(drawn=toy_plans(), update=st.sampled_from(OPTIMIZERS), loop=LOOPS, gradients=GRADIENTS)
 def test_a_loop_is_what_torch_runs(
     drawn: tuple[Spec, Plan], update: dict[str, object], loop: dict[str, object], gradients: dict[str, object]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import events_of
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim, product_size
@@ -162,7 +163,7 @@ def worst_load() -> Iterator[None]:
 
 
 @given(cases())
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=examples(16), deadline=None)
 def test_training_allocates_and_frees_as_the_reference_does(case: Case) -> None:
     """Two steps of a toy mixture: the same bytes in the same order, phase by phase."""
     assert taped(case.training()) == traced(case, training=True)
@@ -185,7 +186,7 @@ def test_experts_without_rows_allocate_and_free_as_the_reference_does(case: Case
 
 
 @given(cases() | cases(busy=True), st.randoms(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_no_routing_needs_more_than_the_worst(case: Case, random: Random, alike: bool) -> None:  # noqa: FBT001
     """However tokens choose their experts, even all alike, no phase's layers need more than with the worst routing."""
     with worst_routing():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import GPT2, kept, tape_inference, tape_training, toy_plans
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.inventory import inventory
@@ -71,7 +72,7 @@ def test_norms_of_any_gain(drawn: tuple[Spec, Plan], data: st.DataObject) -> Non
     check_step(spec, plan)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(drawn=DRAWN, data=st.data())
 def test_blocks_of_any_order(drawn: tuple[Spec, Plan], data: st.DataObject) -> None:
     """Norms before and after each part, or none; attention and MLP one after the other or side by side."""
@@ -89,7 +90,7 @@ def test_blocks_of_any_order(drawn: tuple[Spec, Plan], data: st.DataObject) -> N
     check_step(varied(spec, **changes).model_copy(update={"trunk": trunk}), plan)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(drawn=DRAWN, data=st.data())
 def test_networks_of_any_activation(drawn: tuple[Spec, Plan], data: st.DataObject) -> None:
     """Two layers, three, or a fused one and another, with every activation; shared experts are networks too."""
@@ -115,7 +116,7 @@ def test_every_activation_is_what_torch_runs(activation: str, gated: bool) -> No
     check_step(varied(resolve(GPT2, {"n_layers": 1}).spec, mlp=mlp), PLAN)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(drawn=DRAWN, data=st.data())
 def test_input_and_head_of_any_form(drawn: tuple[Spec, Plan], data: st.DataObject) -> None:
     """Narrow tables with projections, norms on token rows, factors, offsets of positions, bounded logits."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import FAMILIES, OPTIMIZERS, toy_specs
+from support import examples
 
 from gptcalc.allocator import Figures
 from gptcalc.catalog import presets, resolve
@@ -78,7 +79,7 @@ def toys(draw: st.DrawFn) -> tuple[Spec, Plan]:
     return spec, Plan(**plan)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(st.data())
 def test_shared_recordings_give_the_figures_of_memory(data: st.DataObject) -> None:
     """Of any model and plan, for numbers and devices in any order, also where a kernel changes between them."""
@@ -122,7 +123,7 @@ def test_one_recording_serves_many_batches_and_devices() -> None:
     assert len(totals.figures) == 56
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.integers(0, 10**8), st.sampled_from(sorted(FAMILIES)), st.sampled_from(MODES), st.booleans())
 def test_what_is_sought_fits_and_the_next_does_not(size: int, family: str, mode: ModeName, batch: bool) -> None:  # noqa: FBT001
     """In any room; the answer is the same whatever was sought before, and `within` knows what the figures say."""

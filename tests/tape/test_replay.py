@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import ALL, FAMILIES, GPT2, LLAMA, MIXTRAL, OPTIMIZERS, instants, tape_inference, tape_training, toy_plans
+from support import examples
 
 from gptcalc.catalog import resolve
 from gptcalc.formula import Dim
@@ -127,7 +128,7 @@ def test_kernels_buffers_fold(attention: str) -> None:
     }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(drawn=toy_plans(), n_layers=st.integers(1, 9), update=st.sampled_from(OPTIMIZERS))
 def test_drawn_models_fold(drawn: tuple[Spec, Plan], n_layers: int, update: dict[str, object]) -> None:
     """Whatever is drawn, three recorded layers say what all of them say."""

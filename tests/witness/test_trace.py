@@ -11,7 +11,7 @@ import pytest
 import steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import toy_configs
+from support import examples, toy_configs
 
 from gptcalc.catalog import resolve
 from gptcalc.errors import InvalidValueError
@@ -210,7 +210,7 @@ def test_optimizers_keep_and_take_what_torch_says(
     assert peaks["optimizer"] == inputs + (2 + states) * sum(weights) + counters + taken + 4  # gradients, and the loss
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     drawn=toy_configs(),
     plan=st.builds(dict, batch=st.integers(1, 3), backend=st.sampled_from(["math", "eager", "flash"])),
