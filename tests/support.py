@@ -34,6 +34,14 @@ def gptcalc(*arguments: str, cwd: Path | None = None, **environment: str | None)
     )
 
 
+def asked_memory(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    """The exit code, and what `gptcalc memory` prints as JSON."""
+    code = run(["memory", *arguments, "--format", "json"])
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    return code, json.loads(shown.out)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one clear error of a request that cannot be answered."""
     code = run([*arguments])

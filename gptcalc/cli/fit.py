@@ -10,9 +10,9 @@ import typer
 
 from gptcalc import api
 from gptcalc.cli.compare import parse_model
-from gptcalc.cli.options import FormatOption, complete_gpu, complete_preset, spelled, takes_plan
+from gptcalc.cli.options import FormatOption, complete_family, complete_gpu, complete_preset, spelled, takes_plan
 from gptcalc.cli.output import answer
-from gptcalc.ledger.grid import Progress
+from gptcalc.ledger.grid import WHATS, Progress
 from gptcalc.ledger.request import Request
 from gptcalc.ledger.workers import cores
 from gptcalc.report.formats import Format, render
@@ -27,14 +27,8 @@ def _complete_gpus(incomplete: str) -> list[str]:
     return complete_gpu(incomplete) + [word for word in words if word.startswith(incomplete.lower())]
 
 
-def _complete_family(incomplete: str) -> list[str]:
-    from gptcalc.catalog import preset_families
-
-    return [name for name in preset_families() if name.startswith(incomplete.lower())]
-
-
 def _complete_max(incomplete: str) -> list[str]:
-    return [name for name in ("batch", "seq") if name.startswith(incomplete.lower())]
+    return [name for name in WHATS if name.startswith(incomplete.lower())]
 
 
 @app.command(epilog="Example: gptcalc fit gpt2-small gpt3-175b, gptcalc fit --gpu rtx-4090")
@@ -79,7 +73,7 @@ def fit(
     ] = None,
     family: Annotated[
         str | None,
-        typer.Option("--family", metavar="NAME", autocompletion=_complete_family, help="Presets of this family alone."),
+        typer.Option("--family", metavar="NAME", autocompletion=complete_family, help="Presets of this family alone."),
     ] = None,
     search: Annotated[
         str | None, typer.Option("--search", metavar="TEXT", help="Presets with all these words alone.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.models import ArgumentInfo
 
-from gptcalc.catalog import preset_names
+from gptcalc.catalog import preset_families, preset_names
 from gptcalc.errors import InvalidValueError, shown
 from gptcalc.report.formats import Format
 
@@ -40,6 +40,11 @@ SPELLED = {"n_vocab": "--vocab", "n_ctx": "--context"}
 def complete_preset(incomplete: str) -> list[str]:
     """Preset names for the shell."""
     return [name for name in preset_names() if name.lower().startswith(incomplete.lower())]
+
+
+def complete_family(incomplete: str) -> list[str]:
+    """Families of presets for the shell."""
+    return [name for name in preset_families() if name.startswith(incomplete.lower())]
 
 
 def complete_gpu(incomplete: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gptcalc import catalog
-from gptcalc.cli.options import FormatOption, complete_preset
+from gptcalc.cli.options import FormatOption, complete_family, complete_preset
 from gptcalc.cli.output import answer
 from gptcalc.errors import InvalidValueError
 from gptcalc.ledger.claims import judge_all
@@ -14,10 +14,6 @@ from gptcalc.report.formats import Format, render
 from gptcalc.report.presets import Entry, preset_document, preset_json, presets_document, presets_json
 
 app = typer.Typer(add_completion=False)
-
-
-def _complete_family(incomplete: str) -> list[str]:
-    return [name for name in catalog.preset_families() if name.startswith(incomplete.lower())]
 
 
 @app.callback(
@@ -32,7 +28,7 @@ def presets(
         typer.Option(
             metavar="NAME",
             help="Only this family: a heading of the list, or transformers' model_type.",
-            autocompletion=_complete_family,
+            autocompletion=complete_family,
             show_default=False,
         ),
     ] = None,

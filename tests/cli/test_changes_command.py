@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from support import asked_memory
 
 from gptcalc import api
-from gptcalc.cli.app import run
 from gptcalc.report.changes import options
 from gptcalc.report.formats import Format, render
 from gptcalc.report.schema import json_schema
@@ -33,10 +32,7 @@ WITH_PAIRS = "gpt2 --gpu 3GiB --batch 4 --mode training --precision fp32 --amsgr
 
 def asked(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and what a command line prints as JSON."""
-    code = run(["memory", *shlex.split(line), "--format", "json"])
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    return code, json.loads(shown.out)
+    return asked_memory(capsys, *shlex.split(line))
 
 
 def suggested(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:

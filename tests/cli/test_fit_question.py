@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from support import asked_memory
 
 from gptcalc import api
 from gptcalc.allocator import Figures
@@ -62,14 +63,6 @@ def unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_suggest", lambda *_asked: None)
 
 
-def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    """The exit code, and what a command prints as JSON."""
-    code = run(["memory", *arguments, "--format", "json"])
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    return code, json.loads(shown.out)
-
-
 @pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_question_is_one_clear_error(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
@@ -88,7 +81,7 @@ def test_a_wrong_question_is_one_clear_error(
 )
 def test_the_answer_is_the_engines(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
     """Every number of `fit` and `budget` is that of the four figures against the room; the exit code follows."""
-    found_code, found = asked(capsys, *arguments)
+    found_code, found = asked_memory(capsys, *arguments)
     words = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     settings: dict[str, Any] = {key.removeprefix("--"): value for key, value in words.items()}
     settings |= {"batch": int(settings["batch"])} if "batch" in settings else {}
@@ -120,7 +113,7 @@ def test_the_answer_is_the_engines(capsys: pytest.CaptureFixture[str], arguments
 
 def test_the_json_is_that_of_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     """With a device and a budget too."""
-    _, found = asked(capsys, "gpt2", "--gpu", "m3-max-40c", "--budget", "1GiB")
+    _, found = asked_memory(capsys, "gpt2", "--gpu", "m3-max-40c", "--budget", "1GiB")
 
     Draft202012Validator(json_schema("memory")).validate(found)
     assert found["training"]["fit"]["estimated"] is True
@@ -130,10 +123,10 @@ def test_the_json_is_that_of_the_schema(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_device_sets_the_kernels_unless_they_were_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Those of its generation; `--target` wins, and where nobody knows them the default stays; a note says both."""
-    _, own = asked(capsys, "gpt2", "--gpu", "rtx-4090")
-    _, named = asked(capsys, "gpt2", "--gpu", "rtx-4090", "--target", "sm80")
-    _, unknown = asked(capsys, "gpt2", "--gpu", "mi300x")
-    _, plain = asked(capsys, "gpt2", "--target", "sm89")
+    _, own = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090")
+    _, named = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090", "--target", "sm80")
+    _, unknown = asked_memory(capsys, "gpt2", "--gpu", "mi300x")
+    _, plain = asked_memory(capsys, "gpt2", "--target", "sm89")
 
     assert [each["plan"]["target"] for each in (own, named, unknown)] == ["sm89", "sm80", "sm90"]
     assert own["training"]["totals"] == plain["training"]["totals"]
@@ -196,9 +189,9 @@ def test_python_says_whether_it_fits() -> None:
 def test_a_plan_file_keeps_the_question(capsys: pytest.CaptureFixture[str], tmp_path: Path, suffix: str) -> None:
     """Read back it gives the same answer and the same exit code; another device brings its own kernels."""
     file = str(tmp_path / f"run{suffix}")
-    first = asked(capsys, "gpt2", "--gpu", "rtx-4090", "--budget", "1GiB", "--batch", "2", "--save-plan", file)
-    again = asked(capsys, "--plan", file)
-    other = asked(capsys, "--plan", file, "--gpu", "a100-80g")
+    first = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090", "--budget", "1GiB", "--batch", "2", "--save-plan", file)
+    again = asked_memory(capsys, "--plan", file)
+    other = asked_memory(capsys, "--plan", file, "--gpu", "a100-80g")
 
     assert (again[0], again[1]["training"]) == (first[0], first[1]["training"])
     assert other[1]["plan"]["target"] == "sm80"

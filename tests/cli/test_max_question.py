@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import examples
+from support import asked_memory, examples
 
 from gptcalc import api
 from gptcalc.catalog import presets, resolve
@@ -68,14 +67,6 @@ def unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_suggest", lambda *_asked: None)
 
 
-def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    """The exit code, and what a command prints as JSON."""
-    code = run(["memory", *arguments, "--format", "json"])
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    return code, json.loads(shown.out)
-
-
 def step_of(model: object, what: str) -> int:
     """How far the next size is."""
     build = builder(model, {})
@@ -87,7 +78,7 @@ def test_the_command_itself_says_that_it_fits_and_the_next_does_not(
     capsys: pytest.CaptureFixture[str], model: str, rooms: list[str], what: str, others: list[str]
 ) -> None:
     """Exit code 0 at the answer and 1 at the next step, for each mode that was asked for."""
-    code, found = asked(capsys, model, *rooms, "--max", what, *others)
+    code, found = asked_memory(capsys, model, *rooms, "--max", what, *others)
     modes = [mode for mode in ("training", "inference") if mode in found]
     assert (code, bool(modes)) == (0, True)
     others = [other for other in others if other not in ("--mode", *modes)]
@@ -98,16 +89,16 @@ def test_the_command_itself_says_that_it_fits_and_the_next_does_not(
         assert own["binding"]
         assert set(own["binding"]) <= set(KINDS)
         for value, does in ((own["value"], True), (own["value"] + step_of(model, what), False)):
-            code, alone = asked(capsys, model, *rooms, "--mode", mode, *others, OPTIONS[what], str(value))
+            code, alone = asked_memory(capsys, model, *rooms, "--mode", mode, *others, OPTIONS[what], str(value))
             fits = [alone[mode][key]["fits"] for key in ("fit", "budget") if key in alone[mode]]
             assert (code, all(fits)) == (0 if does else 1, does)
 
 
 def test_what_is_shown_is_the_run_of_that_size(capsys: pytest.CaptureFixture[str]) -> None:
     """Where one mode was asked for: its plan, its figures and its fit are those of the answer."""
-    _, found = asked(capsys, "gpt2", "--gpu", "rtx-4090", "--max", "batch", "--mode", "training")
+    _, found = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090", "--max", "batch", "--mode", "training")
     value = found["training"]["max"]["value"]
-    _, typed = asked(capsys, "gpt2", "--gpu", "rtx-4090", "--batch", str(value), "--mode", "training")
+    _, typed = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090", "--batch", str(value), "--mode", "training")
     found["training"].pop("max")
 
     assert found["plan"]["batch"] == value
@@ -116,8 +107,8 @@ def test_what_is_shown_is_the_run_of_that_size(capsys: pytest.CaptureFixture[str
 
 def test_where_the_modes_differ_the_run_that_was_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """And a note says so; where they agree it is the run of that size."""
-    _, both = asked(capsys, "gpt2", "--gpu", "rtx-4090", "--max", "batch")
-    _, same = asked(capsys, "gpt2", "--gpu", "rtx-4090", "--max", "seq")
+    _, both = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090", "--max", "batch")
+    _, same = asked_memory(capsys, "gpt2", "--gpu", "rtx-4090", "--max", "seq")
 
     assert both["training"]["max"]["value"] != both["inference"]["max"]["value"]
     assert both["plan"]["batch"] == 1
@@ -132,7 +123,7 @@ def test_a_limit_that_is_not_memory_is_named(
 ) -> None:
     """Nothing binds then."""
     monkeypatch.setattr("gptcalc.ledger.largest.MOST_LAYERS", 40)
-    code, found = asked(capsys, "gpt2", "--mode", "inference", "--gpu", "h200", "--max", what)
+    code, found = asked_memory(capsys, "gpt2", "--mode", "inference", "--gpu", "h200", "--max", what)
 
     assert (code, found["inference"]["max"]["binding"]) == (0, [])
     assert found["inference"]["max"]["value"] == int(said.split(maxsplit=1)[0].replace(",", ""))
@@ -161,8 +152,8 @@ def test_what_binds_is_what_the_next_size_adds(what: str, mode: str, kind: str, 
 
 def test_where_not_even_the_smallest_fits_it_says_what_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     """The value is null, the exit code 1, and what is lacking is what the command with 1 lacks."""
-    code, found = asked(capsys, "llama-3-8b", "--gpu", "rtx-4090", "--max", "batch", "--mode", "training")
-    _, alone = asked(capsys, "llama-3-8b", "--gpu", "rtx-4090", "--batch", "1", "--mode", "training")
+    code, found = asked_memory(capsys, "llama-3-8b", "--gpu", "rtx-4090", "--max", "batch", "--mode", "training")
+    _, alone = asked_memory(capsys, "llama-3-8b", "--gpu", "rtx-4090", "--batch", "1", "--mode", "training")
     own = found["training"]["max"]
     shown = api.memory("llama-3-8b", gpu="rtx-4090", max="batch", mode="training")
     step = shown.answers[0].largest
@@ -206,21 +197,23 @@ def test_the_command_that_checks_it_is_printed_and_does(capsys: pytest.CaptureFi
 def test_a_plan_file_keeps_the_question_for_the_largest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """It gives the same answer again; a value that is typed for it answers it, and the other way round."""
     file = str(tmp_path / "run.toml")
-    first = asked(capsys, "gpt2", "--gpu", "4GiB", "--max", "batch", "--mode", "training", "--save-plan", file)
-    again = asked(capsys, "--plan", file)
-    typed = asked(capsys, "--plan", file, "--batch", "2")
+    first = asked_memory(capsys, "gpt2", "--gpu", "4GiB", "--max", "batch", "--mode", "training", "--save-plan", file)
+    again = asked_memory(capsys, "--plan", file)
+    typed = asked_memory(capsys, "--plan", file, "--batch", "2")
     assert again[1]["training"] == first[1]["training"]
     assert typed[1]["plan"]["batch"] == 2
     assert "max" not in typed[1]["training"]
 
-    asked(capsys, "gpt2", "--n-layers", "3", "--batch", "3", "--mode", "training", "--save-plan", file)
-    deep = asked(capsys, "--plan", file, "--gpu", "5GiB", "--max", "layers")
-    wide = asked(capsys, "--plan", file, "--gpu", "5GiB", "--max", "batch")
+    asked_memory(capsys, "gpt2", "--n-layers", "3", "--batch", "3", "--mode", "training", "--save-plan", file)
+    deep = asked_memory(capsys, "--plan", file, "--gpu", "5GiB", "--max", "layers")
+    wide = asked_memory(capsys, "--plan", file, "--gpu", "5GiB", "--max", "batch")
     assert deep[1]["training"]["max"]["value"] == deep[1]["model"]["n_layers"] > 3
     assert (deep[1]["plan"]["batch"], wide[1]["model"]["n_layers"]) == (3, 3)
     assert wide[1]["training"]["max"]["value"] == wide[1]["plan"]["batch"] > 3
-    other = asked(capsys, "--plan", file, "--gpu", "5GiB", "--max", "layers", "--save-plan", str(tmp_path / "b.json"))
-    found = asked(capsys, "--plan", str(tmp_path / "b.json"), "--n-layers", "2")
+    other = asked_memory(
+        capsys, "--plan", file, "--gpu", "5GiB", "--max", "layers", "--save-plan", str(tmp_path / "b.json")
+    )
+    found = asked_memory(capsys, "--plan", str(tmp_path / "b.json"), "--n-layers", "2")
     assert other[1]["training"] == deep[1]["training"]
     assert found[1]["model"]["n_layers"] == 2
     run(["memory", "--plan", file, "--gpu", "5GiB", "--max", "batch"])
@@ -231,8 +224,8 @@ def test_a_plan_file_keeps_the_question_for_the_largest(capsys: pytest.CaptureFi
 def test_a_loss_in_chunks_needs_a_token_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     """The smallest batch and the shortest sequence have as many."""
     chunked = ["gpt2", "--chunked-loss", "64", "--n-layers", "2", "--budget", "2GiB", "--mode", "training"]
-    _, batch = asked(capsys, *chunked, "--seq", "8", "--max", "batch")
-    _, seq = asked(capsys, *chunked, "--batch", "4", "--max", "seq")
+    _, batch = asked_memory(capsys, *chunked, "--seq", "8", "--max", "batch")
+    _, seq = asked_memory(capsys, *chunked, "--batch", "4", "--max", "seq")
 
     assert batch["training"]["max"]["value"] > 8
     assert seq["training"]["max"]["value"] >= 16

@@ -10,8 +10,7 @@ from support import gptcalc
 
 from gptcalc.catalog import find_preset, preset_names, search_presets
 from gptcalc.cli.app import run
-from gptcalc.cli.options import complete_preset
-from gptcalc.cli.presets import _complete_family
+from gptcalc.cli.options import complete_family, complete_preset
 from gptcalc.errors import UnknownNameError
 
 
@@ -113,7 +112,7 @@ def test_names_and_families_are_completed() -> None:
     """The shell completes names and aliases in any case of letters, and the families of the list."""
     assert "meta-llama/Llama-3.1-8B" in complete_preset("meta-llama/llama-3.1")
     assert complete_preset("gpt2-m") == ["gpt2-medium"]
-    assert {"llama", "llama4"} <= set(_complete_family("LLA"))
+    assert {"llama", "llama4"} <= set(complete_family("LLA"))
     assert all(find_preset(name) for name in preset_names())
 
 
